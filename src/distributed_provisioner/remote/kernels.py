@@ -1,0 +1,141 @@
+"""One launch of a kernel: its processes, endpoints, log and state."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import time
+
+from files import TAIL, tail_of
+from processes import kill_all, kill_group, members
+from server_listener import CHANNELS, start_time, write_private
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Iterable
+
+    from listener import Connection
+
+
+class OpError(Exception):
+    """Becomes the `error` of a reply."""
+
+    def __init__(self, kind: str, message: str, **fields: Any) -> None:
+        super().__init__(message)
+        self.reply = dict(fields, type=kind, message=message)
+
+
+class Kernel:
+    """One launch (generation) of a kernel, from the first byte to `forget`."""
+
+    REPORTED = (
+        "kernel_id", "generation", "kernel_name", "owner", "pid", "start", "kernel_pid", "pgid", "transport", "ip", "ports",
+        "directory", "log", "started",
+    )  # fmt: skip
+    RECORDED = (
+        *REPORTED,
+        "kernel_start",
+        "key",
+        "encryption",
+        "log_start",
+        "private_log",
+        "orphan_timeout",
+        "interrupt_target",
+    )
+
+    def __init__(self, home: str, **values: Any) -> None:
+        self.home = home
+        """Its private directory: connection file, sockets, record."""
+        self.kernel_id = self.kernel_name = self.owner = self.transport = ""
+        self.generation = 0
+        self.state, self.reason, self.detail = "starting", "", ""
+        self.code: int | None = None
+        self.pid = self.pgid = self.kernel_pid = 0
+        """0: not started yet. The pid is the leader's of the session that was started; the kernel's own pid may be a child's."""
+        self.start: int | None = None
+        self.kernel_start: int | None = None
+        self.leader_gone = False
+        self.ip = ""
+        self.ports: dict[str, int] = {}
+        self.key = ""
+        self.encryption: dict[str, str] | None = None
+        self.directory = self.log = ""
+        self.log_start = self.log_size = 0
+        self.private_log = True
+        self.started, self.last_seen = time.time(), time.monotonic()
+        self.orphan_timeout, self.interrupt_target = 0.0, "group"
+        self.watchers: set[Connection] = set()
+        self.launching: asyncio.Future[Any] | None = None
+        self.ending: asyncio.Future[None] | None = None
+        """Done when the exit has been seen; made by whoever waits for it."""
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def __repr__(self) -> str:
+        return f"<Kernel {self.kernel_id}/{self.generation} {self.state} pid={self.pid}>"
+
+    def save(self) -> None:
+        record = {name: getattr(self, name) for name in self.RECORDED}
+        write_private(os.path.join(self.home, "record"), json.dumps(record).encode())
+
+    def status(self) -> dict[str, Any]:
+        status = {name: getattr(self, name) for name in (*self.REPORTED, "state", "code", "reason", "detail")}
+        status["log_tail"] = self.log_tail() if self.state == "exited" else ""
+        return status
+
+    def log_tail(self, limit: int = TAIL) -> str:
+        return tail_of(self.log, self.log_start, limit) if self.log else ""
+
+    def living(self, known: Iterable[tuple[int, int]] = ()) -> dict[int, int]:
+        return members(self.pid, self.start, self.pgid, known) if self.pid else {}
+
+    def send_signal(self, number: int, target: str) -> None:
+        if self.state == "exited" or not self.pid:
+            return
+        if target == "default":
+            target = self.interrupt_target
+        if target == "kernel" and self.kernel_pid:
+            if self.kernel_start in (None, 0, start_time(self.kernel_pid)):
+                kill_all([self.kernel_pid], number)
+        elif target == "tree":
+            kill_all(self.living(), number)
+        else:
+            kill_group(self.pgid, number)
+
+    def kernel_lives(self) -> bool:
+        """Whether the process that the launcher reported as the kernel is there, when that is not the launcher itself."""
+        return (
+            self.kernel_pid != self.pid
+            and bool(self.kernel_start)
+            and start_time(self.kernel_pid) == self.kernel_start
+        )
+
+    async def wait_until_answering(self) -> None:
+        """Return when all five sockets accept a connection."""
+        waiting = [self.address(channel) for channel in CHANNELS]
+        pause = 0.01 if self.transport == "ipc" else 0.02
+        while waiting:
+            while waiting and accepts(*waiting[0]):
+                waiting.pop(0)
+            if waiting:
+                await asyncio.sleep(pause)
+
+    def address(self, channel: str) -> tuple[int, str | tuple[str, int]]:
+        port = self.ports[channel]
+        if self.transport == "ipc":
+            return socket.AF_UNIX, f"{self.ip}-{port}"
+        return (socket.AF_INET6 if ":" in self.ip else socket.AF_INET), (self.ip, port)
+
+
+def accepts(family: int, address: str | tuple[str, int]) -> bool:
+    if isinstance(address, str) and not os.path.exists(address):
+        return False
+    with socket.socket(family) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(address)
+        except OSError:
+            return False
+    return True

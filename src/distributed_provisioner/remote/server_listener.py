@@ -1,0 +1,387 @@
+"""The listener: what runs on a host for one user, beside the kernels that it starts, watches, signals and ends.
+
+It is shipped verbatim (standard library, Python 3.8 or newer, POSIX). This file has four roles; the last one needs no other file beside it:
+
+`bridge`    executed by the SSH session from memory (see the package's ssh/bootstrap.py): finds the user's listener or starts it, and copies
+            bytes between the session and the listener's Unix socket. It lives as long as the SSH connection; the listener does not care.
+`serve`     the listener itself (listener.py): one for each user and host, detached, single-threaded.
+`dump-env`  prints the environment of a login shell between two marks (login.py).
+a module    `launch_ipykernel.py` and other launchers take `Report`, `choose_ports` and `write_connection_file` from here.
+
+The control protocol, number 1: one JSON object a line, in UTF-8.
+
+    request  {"id": n, "op": name, ...}      reply  {"id": n, "result": {...}} or {"id": n, "error": {"type", "message", ...}}
+    event    {"event": "exited" | "note", "kernel_id", "generation", ...}
+
+    hello    protocol, owner, client -> who the host is, what it has, the owner's kernels; must come first
+    ship     bundle, files[, commit] -> keeps the files of a kernelspec's directory under their digest
+    launch   see launch.py -> where the kernel is, once its five sockets accept connections
+    cancel, signal, end, forget   kernel_id, generation[, signal, target | grace | keep_log]
+    attach   kernels -> their states, and from now on their events come here
+    list, log, ping, retire
+
+A launcher finds its listener at `--response-address`, a Unix socket: the listener sends one line, `{"key", "signature_scheme", "transport",
+"ip", "ports", "directory", ...}`; when its sockets are bound the launcher answers with one line, `{"connection_info": {...}, "pid": n,
+"pgid": n}`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":
+    # Nothing here uses TLS, OpenSSL's digests or archives; without them the listener takes 6 MB less of resident memory.
+    for unused in ("ssl", "_hashlib", "bz2", "lzma"):
+        sys.modules.setdefault(unused, None)  # type: ignore[arg-type] # an import then fails, as where it is missing
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import pwd
+import random
+import selectors
+import shutil
+import socket
+import stat
+import subprocess
+import tempfile
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Collection
+
+PROTOCOL = 1
+CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
+NAME = "distributed-provisioner"
+
+MAX_LINE = 64 << 20
+
+
+# --- for launchers ----------------------------------------------------------------------------------------------------------------------
+
+
+class Report:
+    """A launcher's line to its listener: `Report(address)` connects and reads what the kernel shall use (`.given`); `send` answers."""
+
+    def __init__(self, address: str) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(address)
+        self.stream = self.socket.makefile("rb")
+        self.given = json.loads(self.stream.readline(MAX_LINE))
+
+    def send(self, connection_info: dict[str, Any], pid: int | None = None) -> None:
+        """Tell the listener that the kernel's sockets are bound; `connection_info` has `transport`, `ip`, the five ports and `key`."""
+        pid = pid or os.getpid()
+        line = {"connection_info": connection_info, "pid": pid, "pgid": os.getpgid(pid)}
+        self.socket.sendall(json.dumps(line).encode() + b"\n")
+        self.socket.close()
+
+
+class PortsExhausted(Exception):
+    """Too few free ports in the range."""
+
+
+def choose_ports(
+    count: int, low: int = 0, high: int = 0, address: str = "127.0.0.1", taken: Collection[int] = ()
+) -> list[int]:
+    """`count` different TCP ports that are free on `address`, at random from `low..high` (low == high: any).
+
+    They are not reserved: bind them soon. Raises PortsExhausted.
+    """
+    held: list[socket.socket] = []
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    candidates = random.sample(range(low, high + 1), high + 1 - low) if high > low else [0] * (count + 64)
+    try:
+        for port in candidates:
+            if len(held) == count:
+                break
+            if port in taken:
+                continue
+            probe = socket.socket(family)
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, port))
+            except OSError as error:
+                probe.close()
+                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                    raise
+            else:
+                held.append(probe)
+        if len(held) < count:
+            raise PortsExhausted(f"fewer than {count} free ports in {low}..{high} on {address}")
+        return [probe.getsockname()[1] for probe in held]
+    finally:
+        for probe in held:
+            probe.close()
+
+
+def write_connection_file(path: str, info: dict[str, Any]) -> None:
+    """Write a Jupyter connection file that only its owner can read."""
+    write_private(path, json.dumps(info, indent=1).encode())
+
+
+def write_private(path: str, data: bytes) -> None:
+    """Write a file of mode 0600 in one step: readers see the old one or the new one."""
+    temporary = f"{path}.{os.getpid()}.{random.getrandbits(32):x}"
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except OSError:
+        remove(temporary)
+        raise
+
+
+def remove(path: str) -> None:
+    """Remove a file or a tree; one that is not there is fine."""
+    try:
+        os.unlink(path)
+    except IsADirectoryError:
+        shutil.rmtree(path, ignore_errors=True)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EISDIR):  # what macOS says of a directory
+            shutil.rmtree(path, ignore_errors=True)
+
+
+# --- places on the host -----------------------------------------------------------------------------------------------------------------
+
+
+def host_identity() -> tuple[str, str]:
+    """(identity, boot id): changes with a reboot, and differs between containers of one machine."""
+    boot = read_text("/proc/sys/kernel/random/boot_id").strip()
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        namespace = socket.gethostname()
+    return f"{boot}:{start_time(1)}:{namespace}", boot
+
+
+def start_time(pid: int) -> int | None:
+    """Start of a process in clock ticks since boot; 0 where there is no /proc, None when there is no such process (or only a zombie)."""
+    fields = stat_fields(pid)
+    if fields is None:
+        return None if os.path.isdir("/proc/self") or not alive(pid) else 0
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def stat_fields(pid: int | str) -> list[str] | None:
+    """Fields of /proc/PID/stat after the name: [0] state, [1] ppid, [2] pgrp, [3] session, [19] start time."""
+    text = read_text(f"/proc/{pid}/stat")
+    return text.rpartition(") ")[2].split() if text else None
+
+
+def read_text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+class Places:
+    """Directories of this user on this host; homes may be shared between hosts, so state is kept by host identity."""
+
+    def __init__(self) -> None:
+        home = os.environ.get("HOME") or pwd.getpwuid(os.getuid()).pw_dir
+        self.home = home
+        self.identity, self.boot_id = host_identity()
+        try:
+            self._make(os.path.join(home, ".cache", NAME), os.path.join(home, ".local", "state", NAME))
+        except OSError as error:
+            private = os.path.join("/var/tmp", f"{NAME}-{os.getuid()}")
+            try:
+                self._make(os.path.join(private, "cache"), os.path.join(private, "state"))
+                check_private(private)
+            except OSError:
+                raise SetupError(f"{error.strerror}: {error.filename}") from error
+
+    def _make(self, cache: str, state: str) -> None:
+        os.makedirs(cache, mode=0o700, exist_ok=True)
+        self.cache = cache
+        self.bundles = os.path.join(cache, "bundles")
+        digest = hashlib.sha256(self.identity.encode()).hexdigest()[:16]
+        self.states = state
+        self.state = os.path.join(state, digest)
+        for directory in (self.bundles, self.state):
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+            check_private(directory)
+        self.record = os.path.join(self.state, f"listener-{PROTOCOL}.json")
+        self.lock = os.path.join(self.state, "lock")
+        self.log = os.path.join(self.state, "listener.log")
+
+
+class SetupError(Exception):
+    """The host cannot be used as it is; the text is for people."""
+
+
+def check_private(directory: str) -> None:
+    """Refuse a directory that another user owns or can enter. Raises SetupError."""
+    status = os.lstat(directory)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise SetupError(f"{directory} is not a directory of {user_name()}")
+    if status.st_mode & 0o077:
+        os.chmod(directory, 0o700)
+
+
+def user_name() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def short_directory() -> str:
+    """A new private directory on a local disk with a path short enough for Unix sockets (107 bytes; 103 on macOS)."""
+    for base in ("/tmp", "/var/tmp", "/dev/shm", tempfile.gettempdir()):
+        try:
+            return tempfile.mkdtemp(prefix="dp-", dir=base)
+        except OSError as error:
+            last = error
+    raise SetupError(f"no temporary directory can be written: {last}")
+
+
+# --- the bridge -------------------------------------------------------------------------------------------------------------------------
+
+
+def bridge(sources: list[tuple[str, str]]) -> int:
+    """Copy bytes between fds 0 and 1 and the listener, which is started if it is not there. `sources`: (name, text) of each file."""
+    try:
+        places = Places()
+        connection = find_or_start(places, sources)
+    except (SetupError, OSError) as error:
+        message = {"error": {"type": "setup", "message": str(error)}}
+        os.write(1, json.dumps(message).encode() + b"\n")
+        return 1
+    copy_both_ways(connection)
+    return 0
+
+
+def find_or_start(places: Places, sources: list[tuple[str, str]]) -> socket.socket:
+    digest = hashlib.sha256(json.dumps(sources).encode()).hexdigest()
+    directory = os.path.join(places.cache, f"listener-{digest[:16]}")
+    with open(os.open(places.lock, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as lock:
+        with contextlib.suppress(
+            OSError
+        ):  # no locks on this file system: two listeners may be started, and both work
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        connection = connect_to_listener(places, digest)
+        if connection is not None:
+            return connection
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        check_private(directory)
+        for name, text in sources:
+            if read_text(os.path.join(directory, name)) != text:
+                write_private(os.path.join(directory, name), text.encode())
+        os.utime(directory)
+        start_listener(places, os.path.join(directory, sources[0][0]), digest)
+        connection = connect_to_listener(places, digest)
+        if connection is None:
+            raise SetupError(
+                f"the listener did not start: {read_text(places.log)[-2000:].strip() or 'it said nothing'}"
+            )
+        return connection
+
+
+def connect_to_listener(places: Places, digest: str) -> socket.socket | None:
+    """A socket to the running listener, or None. An older one that has nothing to do is asked to leave."""
+    record = load_json(places.record)
+    if not record:
+        return None
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(record["socket"])
+        if record["version"] == digest:
+            return connection
+        connection.settimeout(10)
+        connection.sendall(b'{"id": 0, "op": "retire"}\n')
+        answer = connection.makefile("rb").readline(65536)
+        if not json.loads(answer or b"{}").get("result", {}).get("retired"):
+            connection.settimeout(None)
+            return connection
+    except (OSError, ValueError, KeyError):
+        pass
+    connection.close()
+    return None
+
+
+def load_json(path: str) -> dict[str, Any]:
+    """A JSON object; empty where there is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def start_listener(places: Places, path: str, digest: str) -> None:
+    """Start `serve`, detached, and wait until it accepts connections (or ends)."""
+    reader, writer = os.pipe()
+    os.set_inheritable(writer, True)
+    log = os.open(places.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o600)
+    try:
+        subprocess.Popen(
+            [sys.executable, "-I", "-S", path, "serve", digest, str(writer)],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(writer,), start_new_session=True, cwd="/",
+        ).returncode = 0  # fmt: skip # it outlives us; nobody waits for it
+    finally:
+        os.close(writer)
+        os.close(log)
+    os.read(reader, 1)  # a byte when it is ready, the end of the file when it has ended
+    os.close(reader)
+
+
+def copy_both_ways(connection: socket.socket) -> None:
+    selector = selectors.DefaultSelector()
+    selector.register(0, selectors.EVENT_READ)
+    selector.register(connection, selectors.EVENT_READ)
+    try:
+        while True:
+            for key, _ in selector.select():
+                data = os.read(key.fd, 1 << 18)
+                if not data:
+                    return
+                if key.fd == 0:
+                    connection.sendall(data)
+                else:
+                    view = memoryview(data)
+                    while view:
+                        view = view[os.write(1, view) :]
+    except OSError:
+        pass  # one of the two is gone, so is the bridge
+
+
+def main(argv: list[str]) -> int:
+    role = argv[1] if len(argv) > 1 else ""
+    if role == "bridge":
+        return bridge(globals()["sources"])
+    if role not in ("serve", "dump-env"):
+        print(__doc__, file=sys.stderr)
+        return 2
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    if role == "serve":
+        import listener
+
+        listener.serve(argv[2], int(argv[3]))
+    else:
+        import login
+
+        login.dump_environment(argv[2])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
