@@ -1,0 +1,167 @@
+"""Values that travel between the layers. All are frozen; nobody below writes into anybody above."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal
+
+from .errors import ConfigurationError
+
+CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
+"""The kernel's sockets, in the order in which jupyter_client numbers them."""
+
+Policy = Literal["round-robin", "least-connection"]
+KernelTransport = Literal["ipc", "tcp", "direct"]
+"""How a kernel's sockets lie on its host: Unix sockets, loopback TCP, or the host's own address (`transport = "direct"`)."""
+
+
+@dataclass(frozen=True, order=True)
+class HostAddress:
+    """One entry of `remote_hosts`: `[user@]host[:port]`; the host may be an alias of the user's ssh config, or `[IPv6]`."""
+
+    host: str
+    user: str | None = None
+    port: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> HostAddress:
+        """Read an entry.
+
+        Raises:
+            ConfigurationError: the entry is empty, has an empty user or host, or a port outside 1..65535.
+        """
+        match = _HOST_ENTRY.fullmatch(text.strip())
+        port = int(match["port"]) if match and match["port"] else None
+        if match is None or (port is not None and not 1 <= port <= 65535):
+            raise ConfigurationError(
+                f"'{text}' in remote_hosts is not a host. Write host, user@host, host:port, user@host:port, or [IPv6]:port."
+            )
+        return cls(match["literal"] or match["bare6"] or match["host"], match["user"], port)
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.user + '@' if self.user else ''}{host}{f':{self.port}' if self.port else ''}"
+
+
+_HOST_ENTRY = re.compile(
+    r"(?:(?P<user>[^@\s/:,'\"`;$&|<>()\\-][^@\s/:,'\"`;$&|<>()\\]*)@)?"
+    r"(?:\[(?P<literal>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[\w][\w.-]*)|(?P<bare6>[0-9A-Fa-f]*:[0-9A-Fa-f:]*:[0-9A-Fa-f.]*))"
+    r"(?<!:)(?::(?P<port>\d{1,5}))?"
+)
+
+
+@dataclass(frozen=True)
+class PortRange:
+    """Ports `low..high`, both included; size 0 (low == high) means: no range is enforced."""
+
+    low: int = 0
+    high: int = 0
+
+    def __bool__(self) -> bool:
+        return self.high > self.low
+
+    def __str__(self) -> str:
+        return f"{self.low}..{self.high}"
+
+
+@dataclass(frozen=True)
+class Login:
+    """How to log in to hosts; an entry's own user and port, then the user's ssh config, come first (see reference.md, section 2)."""
+
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    gss: bool = False
+    port: int = 22
+    connect_timeout: float = 10.0
+
+
+@dataclass(frozen=True)
+class LaunchRequest:
+    """All that is needed to launch a kernel, settled before anything is contacted."""
+
+    kernel_id: str
+    hosts: tuple[HostAddress, ...]
+    argv: tuple[str, ...]
+    """As in kernel.json: placeholders are substituted for the host (`{kernel_id}`, `{connection_file}`, …)."""
+    key: str = field(repr=False)
+    """The signing key of the kernel's messages."""
+    policy: Policy = "round-robin"
+    pin: HostAddress | None = None
+    login: Login = field(default_factory=Login)
+    spec_env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The stanza of kernel.json; `${NAME}` and `${NAME:-default}` are expanded on the host."""
+    request_env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """`KERNEL_*` and what else the request brings; arrives byte for byte."""
+    directories: tuple[str, ...] = ()
+    """Working directories in order of preference; the first one that exists on the host is used, else the user's home."""
+    resource_dir: str = ""
+    public_key: str = ""
+    kernel_name: str = ""
+    kernel_transport: KernelTransport = "tcp"
+    port_range: PortRange = PortRange()
+    encryption: Mapping[str, str] | None = field(default=None, repr=False)
+    """Curve keys for the kernel (`curve_publickey`, `curve_secretkey`), else None."""
+    launch_timeout: float = 30.0
+    orphan_timeout: float = 86400.0
+    interrupt_target: Literal["group", "kernel"] = "group"
+    remote_python: str = "python3"
+    kernel_log_dir: str = ""
+    owner: str = ""
+    """The server that the kernel belongs to (machine, user, root directory, configuration directory)."""
+
+    @property
+    def uses_launcher(self) -> bool:
+        """Whether argv reports to a response address (the page's contract) instead of reading a connection file."""
+        return any("{response_address}" in item for item in self.argv)
+
+
+class KernelState(Enum):
+    """What is known of a kernel. "Could not ask" is never "dead"."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    UNREACHABLE = "unreachable"
+    EXITED = "exited"
+
+
+@dataclass(frozen=True)
+class ExitReason:
+    """Why a kernel is no more. `code` is the exit status, negative for a signal; None where nobody saw it."""
+
+    code: int | None
+    reason: str
+    """One of `exited`, `signal`, `oom`, `host rebooted`, `unknown`, `superseded`."""
+    detail: str = ""
+    """For people: `exited with status 3`, `killed by SIGKILL`, …"""
+
+    def __str__(self) -> str:
+        return self.detail or self.reason
+
+    @property
+    def returncode(self) -> int:
+        """What `poll()` answers: subprocess's convention, and 1 where the status is not known."""
+        return 1 if self.code is None else self.code
+
+
+@dataclass(frozen=True)
+class RemoteProcess:
+    """Where a kernel runs. Pids are the host's; `start_time` is the start of the leader in the host's own clock ticks."""
+
+    host: HostAddress
+    pid: int
+    kernel_pid: int
+    pgid: int
+    generation: int
+    kernel_transport: KernelTransport
+    ip: str
+    """For ipc: the common prefix of the socket paths; else the address."""
+    ports: Mapping[str, int]
+    """channel -> port, or the number that ends the socket's path (`{ip}-{port}`)."""
+    directory: str
+    """The working directory that the kernel got."""
+    notes: tuple[str, ...] = ()
+    """Lines for the log: a directory that is missing, an environment that could not be read, …"""
+    details: Mapping[str, Any] = field(default_factory=dict)
