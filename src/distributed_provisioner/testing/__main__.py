@@ -1,0 +1,5 @@
+"""See `cli`."""
+
+from distributed_provisioner.testing.cli import main
+
+raise SystemExit(main())
