@@ -1,0 +1,1 @@
+"""The commands: `jupyter ssh-spec install`, `list` and `remove`."""
