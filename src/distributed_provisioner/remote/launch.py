@@ -19,6 +19,7 @@ from server_listener import (
     CHANNELS,
     PortsExhausted,
     choose_ports,
+    is_free,
     remove,
     start_time,
     user_name,
@@ -372,11 +373,3 @@ class Launch:
             exit_status=kernel.code,
             log_tail=kernel.log_tail(),
         )
-
-
-def is_free(address: str, port: int) -> bool:
-    try:
-        choose_ports(1, port, port, address) if port else None
-    except (PortsExhausted, OSError):
-        return False
-    return True

@@ -91,31 +91,36 @@ def choose_ports(
 
     They are not reserved: bind them soon. Raises PortsExhausted.
     """
-    held: list[socket.socket] = []
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    candidates = random.sample(range(low, high + 1), high + 1 - low) if high > low else [0] * (count + 64)
-    try:
-        for port in candidates:
-            if len(held) == count:
-                break
-            if port in taken:
-                continue
-            probe = socket.socket(family)
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((address, port))
-            except OSError as error:
-                probe.close()
-                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
-                    raise
-            else:
-                held.append(probe)
-        if len(held) < count:
-            raise PortsExhausted(f"fewer than {count} free ports in {low}..{high} on {address}")
-        return [probe.getsockname()[1] for probe in held]
-    finally:
-        for probe in held:
-            probe.close()
+    if high <= low:
+        low, high = unclaimed_ports()
+    everything = range(low, high + 1)
+    found: list[int] = []
+    for size in (min(64, len(everything)), len(everything)):  # nearly always the first ones do
+        for port in random.sample(everything, size):
+            if port not in taken and port not in found and is_free(address, port):
+                found.append(port)
+            if len(found) == count:
+                return found
+    raise PortsExhausted(f"fewer than {count} free ports in {low}..{high} on {address}")
+
+
+def is_free(address: str, port: int) -> bool:
+    """Whether a TCP port can be bound now. Raises OSError for an address that is not this host's."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise
+            return False
+    return True
+
+
+def unclaimed_ports() -> tuple[int, int]:
+    """Ports that the system does not give to outgoing connections: one of those could take a port before the kernel binds it."""
+    first = read_text("/proc/sys/net/ipv4/ip_local_port_range").split() or ["49152"]
+    return (10000, int(first[0]) - 1) if int(first[0]) > 12000 else (10000, 65535)
 
 
 def write_connection_file(path: str, info: dict[str, Any]) -> None:
