@@ -40,29 +40,33 @@ class Launch:
 
     def __init__(self, listener: Listener, connection: Connection, request: dict[str, Any]) -> None:
         self.listener, self.connection, self.request = listener, connection, request
-        kernel_id, generation = request["kernel_id"], request["generation"]
+        kernel_id = request["kernel_id"]
         if not isinstance(kernel_id, str) or not KERNEL_ID.fullmatch(kernel_id):
             raise OpError(
                 "bad-request", "a kernel id has letters, digits, '_', '.', '-' and at most 200 of them"
             )
         if not request["argv"]:
             raise OpError("bad-request", "the kernel specification has an empty argv")
-        self.before = listener.kernels.get(kernel_id)
-        if self.before is not None and self.before.generation >= generation:
-            raise OpError(
-                "superseded",
-                f"kernel {kernel_id} is at generation {self.before.generation}, not {generation}",
-            )
+        self.before = self.earlier()
         self.phases: dict[str, float] = {}
         self.notes: list[str] = []
         self.report: asyncio.Future[dict[str, Any]] | None = None
         self.envelope: str | None = None
 
+    def earlier(self) -> Kernel | None:
+        """The launch of this kernel that this one takes the place of. Raises OpError where there is none older."""
+        known = self.listener.kernels.get(self.request["kernel_id"])
+        if known is not None and known.generation >= self.request["generation"]:
+            raise OpError("superseded", f"kernel {known.kernel_id} is at generation {known.generation}")
+        return known
+
     async def supersede(self) -> None:
+        """End what ran under this kernel id before, and take its place."""
         listener, request = self.listener, self.request
         if self.before is not None:
             self.before.reason = self.before.reason or "superseded"
             await listener.discard(self.before, keep_log=True)
+            self.earlier()  # a third launch may have come meanwhile
         listener.counter += 1
         home = os.path.join(listener.directory, str(listener.counter))
         if self.before is not None and request["transport"] == "ipc" and request.get("ip"):

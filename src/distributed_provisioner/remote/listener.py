@@ -14,7 +14,7 @@ import sys
 import time
 
 from files import KEEP_LOG, MAX_LOG, bundle_digest, shorten, write_piece
-from kernels import Kernel, OpError
+from kernels import Kernel, OpError, accepts
 from launch import Launch
 from login import LoginEnvironment
 from processes import become_subreaper, describe_exit, ended_at_logout, in_group, kill_all, kill_group
@@ -153,7 +153,19 @@ class Listener:
             self.exited(kernel, None)
 
     def clear_leftovers(self) -> None:
-        """Shipped files and state that nothing has used for a long time; other hosts may share this home, so age decides."""
+        """Shipped files and state that nothing has used for a long time; other hosts may share this home, so age decides.
+
+        A directory for sockets is on this host alone: one whose listener is gone, with its whole boot, is removed at once.
+        """
+        for name in os.listdir(self.places.states):
+            record = load_json(os.path.join(self.places.states, name, os.path.basename(self.places.record)))
+            here = record.get("hostname") == socket.gethostname() and os.path.isdir(record["directory"])
+            if (
+                here
+                and name != os.path.basename(self.places.state)
+                and not accepts(socket.AF_UNIX, record["socket"])
+            ):
+                remove(record["directory"])
         old = time.time() - STALE
         for parent in (self.places.cache, self.places.bundles, self.places.states):
             for name in os.listdir(parent):

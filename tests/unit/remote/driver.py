@@ -136,6 +136,8 @@ def listener_home(directory: Path) -> Iterator[Path]:
     finally:
         for record in directory.glob(".local/state/distributed-provisioner/*/listener-1.json"):
             told = json.loads(record.read_text())
+            if "pid" not in told:
+                continue
             for path in Path(told["directory"]).glob("*/record"):
                 with contextlib.suppress(OSError, ValueError):
                     os.killpg(json.loads(path.read_text())["pgid"], signal.SIGKILL)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jupyter_client import BlockingKernelClient
+from jupyter_client.blocking.client import BlockingKernelClient
 
 from .driver import Bridge, ListenerError, listener_home, until
 
@@ -34,7 +34,7 @@ def bridge(tmp_path: Path) -> Iterator[Bridge]:
 
 def client_of(info: dict[str, Any]) -> BlockingKernelClient:
     client = BlockingKernelClient()
-    client.load_connection_info(info)
+    client.load_connection_info(info)  # type: ignore[arg-type]
     client.start_channels()
     client.wait_for_ready(timeout=30)
     return client
@@ -93,9 +93,9 @@ def test_wrong_kernel_class_is_told(bridge: Bridge, name: str, words: str) -> No
 
 
 def by_hand(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(LAUNCHER), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
-    )
+    argv = [sys.executable, str(LAUNCHER), *arguments]
+    variables = {**os.environ, **environment}
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables)
 
 
 def test_by_hand_prints_where_the_connection_file_is(tmp_path: Path) -> None:
@@ -132,5 +132,5 @@ def test_by_hand_refuses_a_bad_port_range(text: str) -> None:
 def test_help_names_every_option_of_the_page() -> None:
     """The page's arguments are documented where they are used."""
     text = subprocess.run([sys.executable, str(LAUNCHER), "--help"], capture_output=True, text=True, check=True).stdout
-    for option in ("--kernel-id", "--port-range", "--response-address", "--public-key", "--kernel-class-name", "--spark-context-initialization-mode"):
-        assert option in text
+    for option in ("kernel-id", "port-range", "response-address", "public-key", "kernel-class-name", "spark-context-initialization-mode"):
+        assert f"--{option}" in text
