@@ -246,7 +246,7 @@ def _become_quiet() -> NoReturn:
     while True:
         try:
             os.waitpid(-1, 0)
-        except ChildProcessError:  # noqa: PERF203 - the loop is waiting, not work
+        except ChildProcessError:
             signal.sigtimedwait({signal.SIGCHLD}, 60)
 
 

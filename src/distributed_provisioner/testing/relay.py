@@ -56,5 +56,5 @@ def _drain(
     for _ in range(256):
         try:
             queue.append((due, target, source.recv(1 << 17)))
-        except OSError:  # noqa: PERF203 - this is how "no more frames" is told
+        except OSError:
             return
