@@ -48,6 +48,7 @@ class Launch:
         if not request["argv"]:
             raise OpError("bad-request", "the kernel specification has an empty argv")
         self.before = self.earlier()
+        self.cancelled = False
         self.phases: dict[str, float] = {}
         self.notes: list[str] = []
         self.report: asyncio.Future[dict[str, Any]] | None = None
@@ -66,7 +67,11 @@ class Launch:
         if self.before is not None:
             self.before.reason = self.before.reason or "superseded"
             await listener.discard(self.before, keep_log=True)
-            self.earlier()  # a third launch may have come meanwhile
+            self.earlier()  # a third launch may have come meanwhile, or a cancellation
+            if self.cancelled:
+                if self.before.private_log:
+                    remove(self.before.log)
+                raise OpError("cancelled", f"the launch of {request['kernel_id']} was cancelled")
         listener.counter += 1
         home = os.path.join(listener.directory, str(listener.counter))
         if self.before is not None and request["transport"] == "ipc" and request.get("ip"):

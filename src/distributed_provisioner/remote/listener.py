@@ -58,6 +58,8 @@ class Listener:
     def __init__(self, places: Places, digest: str) -> None:
         self.places, self.digest = places, digest
         self.kernels: dict[str, Kernel] = {}
+        self.superseding: dict[tuple[str, int], Launch] = {}
+        """Launches that still wait for the end of what they take the place of."""
         self.connections: set[Connection] = set()
         self.login = LoginEnvironment(places.home)
         self.counter = 0
@@ -383,6 +385,8 @@ class Listener:
         return {}
 
     async def op_cancel(self, connection: Connection, kernel_id: str, generation: int, **_: Any) -> Result:
+        if (kernel_id, generation) in self.superseding:
+            self.superseding[kernel_id, generation].cancelled = True
         kernel = self.kernels.get(kernel_id)
         if kernel is not None and kernel.generation == generation:
             launching = kernel.launching
@@ -465,7 +469,12 @@ class Listener:
     async def op_launch(self, connection: Connection, **request: Any) -> Result:
         """Start a kernel and wait until its sockets answer; whatever goes wrong, nothing is left of it."""
         launch = Launch(self, connection, request)
-        await launch.supersede()
+        name = request["kernel_id"], request["generation"]
+        self.superseding[name] = launch
+        try:
+            await launch.supersede()
+        finally:
+            del self.superseding[name]
         kernel = launch.kernel
         kernel.launching = asyncio.ensure_future(launch.run())
         try:

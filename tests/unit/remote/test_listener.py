@@ -155,6 +155,25 @@ def test_cancelled_launch_leaves_nothing(bridge: Bridge) -> None:
     assert nothing_left(bridge)
 
 
+def test_restart_that_is_cancelled_while_the_old_process_ends_does_not_start(bridge: Bridge) -> None:
+    """A cancellation that arrives early must not be lost: the new process would run with nobody who knows it."""
+    slow_to_die = "import os; [os.fork() for _ in range(4)]"
+    bridge.launch(stub_argv(slow_to_die))
+    number = bridge.send("launch", **launch_parameters(stub_argv(), generation=2))
+    bridge.request("cancel", kernel_id="k", generation=2)
+    with pytest.raises(ListenerError) as caught:
+        bridge.reply(number)
+    assert caught.value.kind == "cancelled"
+    assert nothing_left(bridge)
+
+
+def test_placeholders_are_substituted_as_jupyter_has_them(bridge: Bridge) -> None:
+    """Specifications with {prefix} or {kernel_id} work as with a local kernel; unknown braces stay."""
+    code = SAY.replace("{}", "sys.argv[3:]")
+    bridge.launch(stub_argv(code, "{prefix}/x", "{kernel_id}", "{port_range}", "{other} {}"), prefix="/opt/there")
+    assert said(bridge) == ["/opt/there/x", "k", "0..0", "{other} {}"]
+
+
 def test_launch_ends_with_its_connection(home: Path, bridge: Bridge) -> None:
     """A server that is killed while it launches leaves no half-started kernel."""
     other = Bridge(home)
