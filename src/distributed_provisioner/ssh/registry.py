@@ -1,0 +1,65 @@
+"""The connections of this process, one for each user and host."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import secrets
+import socket
+from collections.abc import Iterator
+from typing import ClassVar
+
+from ..io_thread import IOThread
+from ..models import HostAddress, Login
+from .connection import HostConnection
+from .transport import Handshakes
+
+LAST_WORDS = 0.1
+"""Seconds for what was said in the moment before the process ends: `jupyter console` asks its kernel to end, and is gone."""
+
+
+class Connections:
+    """Gives out `HostConnection`s. `Connections.current()` belongs to this process's I/O thread; use it on its loop."""
+
+    _by_thread: ClassVar[dict[IOThread, Connections]] = {}
+
+    def __init__(self) -> None:
+        self.client = secrets.token_hex(8)
+        """Names this process to the listeners."""
+        self.owner = f"{getpass.getuser()}@{socket.gethostname()}"
+        """Whose kernels they are, where `get` is not told."""
+        self._handshakes = Handshakes()
+        self._connections: dict[tuple[HostAddress, Login, str], HostConnection] = {}
+
+    @classmethod
+    def current(cls) -> Connections:
+        """The ones of this process's I/O thread: a forked child has its own, and never touches its parent's."""
+        thread = IOThread.current()
+        found = cls._by_thread.get(thread)
+        if found is None:
+            found = cls._by_thread[thread] = cls()
+            thread.on_close(found.close)
+        return found
+
+    def get(self, address: HostAddress, login: Login, owner: str = "") -> HostConnection:
+        """The connection to a host, not connected yet if it is new: always the same one for the same arguments."""
+        key = (address, login, owner or self.owner)
+        found = self._connections.get(key)
+        if found is None or found.state == "closed":
+            found = HostConnection(address, login, self._handshakes, key[2], self.client)
+            self._connections[key] = found
+        return found
+
+    def __iter__(self) -> Iterator[HostConnection]:
+        return iter(list(self._connections.values()))
+
+    async def close(self) -> None:
+        """Close all of them, after what is under way on forwards has got through."""
+        connections, self._connections = list(self._connections.values()), {}
+        if any(connection.forwarding for connection in connections):
+            await asyncio.sleep(LAST_WORDS)
+        await asyncio.gather(*(connection.close() for connection in connections), return_exceptions=True)
+
+    def __repr__(self) -> str:
+        connected = sum(connection.state == "connected" for connection in self._connections.values())
+        return f"<Connections {len(self._connections)} connected={connected}>"
