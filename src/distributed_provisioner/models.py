@@ -103,14 +103,16 @@ class LaunchRequest:
     kernel_transport: KernelTransport = "tcp"
     port_range: PortRange = PortRange()
     encryption: Mapping[str, str] | None = field(default=None, repr=False)
-    """Curve keys for the kernel (`curve_publickey`, `curve_secretkey`), else None."""
+    """Curve keys for the kernel (`curve_publickey`, `curve_secretkey`) where it can encrypt, else None."""
+    encrypt_ipc: bool = False
+    """Whether the keys are used on Unix sockets, too, which no other user can reach anyway; on TCP they always are."""
+    prefix: str = ""
+    """What `{prefix}` in argv stands for: the server's `sys.prefix`, as jupyter_client has it."""
     launch_timeout: float = 30.0
     orphan_timeout: float = 86400.0
     interrupt_target: Literal["group", "kernel"] = "group"
     remote_python: str = "python3"
     kernel_log_dir: str = ""
-    owner: str = ""
-    """The server that the kernel belongs to (machine, user, root directory, configuration directory)."""
 
     @property
     def uses_launcher(self) -> bool:

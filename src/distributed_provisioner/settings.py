@@ -112,6 +112,11 @@ class SettingsTraits(Configurable):
                 setattr(self, name, value)
 
 
+def server_environment() -> dict[str, str]:
+    """The host application's own environment, against which a start request's is compared."""
+    return dict(os.environ)
+
+
 def resolve(
     spec: Mapping[str, Any], configured: Mapping[str, Any], environ: Mapping[str, str] | None = None
 ) -> Settings:

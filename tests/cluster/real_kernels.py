@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -118,3 +120,16 @@ def kernels_on(host: Host) -> list[str]:
         for p in host.processes()
         if "launch_ipykernel" in p.command or "ipykernel_launcher" in p.command
     ]
+
+
+def revive_sshd(host: Host) -> None:
+    """Start a killed sshd; one that is still dying looks as if it ran."""
+    for _ in range(50):
+        host.start_sshd()
+        time.sleep(0.05)
+        try:
+            socket.create_connection((host.address, host.port), 1).close()
+        except OSError:
+            continue
+        return
+    raise AssertionError(f"{host} does not come back")

@@ -1,0 +1,348 @@
+"""One launch of a kernel: ask hosts in turn until one has it, and leave nothing behind wherever it does not.
+
+Everything here runs on the I/O loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from .envelope import open_envelope
+from .errors import (
+    HostError,
+    HostSetupError,
+    LaunchError,
+    LaunchTimeoutError,
+    NoHostAvailableError,
+    ProtocolError,
+    ProvisionerError,
+)
+from .hosts import HostPool, Reservation
+from .kernel_log import Log
+from .launch_errors import explained
+from .models import CHANNELS, HostAddress, KernelTransport, LaunchRequest, RemoteProcess
+from .ssh import Attachment, Connections, HostConnection, KernelEvent, Watch
+
+ANSWER_MARGIN = 5.0
+"""Seconds beyond `launch_timeout` after which a listener that says nothing is given up."""
+UNDO_TIMEOUT = 5.0
+"""Seconds that a host gets to undo a launch before that is left to be done later."""
+
+PHASES = ("reserve", "connect", "ship", "start", "forward", "ready")
+
+_background: set[asyncio.Task[None]] = set()
+
+
+class UnfitHostError(HostSetupError):
+    """The host is well, but cannot have this kind of kernel."""
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A kernel that runs, and all that this side holds for it."""
+
+    process: RemoteProcess
+    connection: HostConnection
+    reservation: Reservation
+    watch: Watch
+    attachment: Attachment
+    info: Mapping[str, Any]
+    """Connection info for Jupyter, the key as text."""
+
+
+class Launch:
+    """A launch under way; `run()` once.
+
+    Args:
+        previous: where the kernel ran before, for a restart: its host is asked first, its endpoints are kept.
+        next_generation: gives a number greater than all before, one for each attempt.
+        watcher: gives the callback for the events of a generation.
+    """
+
+    def __init__(
+        self,
+        request: LaunchRequest,
+        *,
+        prefix: str,
+        previous: RemoteProcess | None,
+        next_generation: Callable[[], int],
+        watcher: Callable[[int], Callable[[KernelEvent], None]],
+        log: Log,
+    ) -> None:
+        self.request = request
+        self.phases: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+        """Seconds, summed over all attempts."""
+        self._prefix = prefix
+        self._previous = previous
+        self._next_generation = next_generation
+        self._watcher = watcher
+        self._log = log
+        self._pool = HostPool.current()
+        self._tried: dict[HostAddress, HostError] = {}
+        self._got_through = False
+
+    async def run(self) -> Launched:
+        """Ask hosts until one has the kernel.
+
+        Raises:
+            NoHostAvailableError: all were asked; `tried` has their reasons.
+            LaunchError: a host works, the kernel does not start on it; no other host is asked.
+        """
+        while True:
+            with self._phase("reserve"):
+                reservation = self._reserve()
+            if reservation is None:
+                raise self._nobody()
+            with reservation:
+                try:
+                    launched = await self._on_host(reservation)
+                except HostError as error:
+                    self._tried[reservation.address] = error
+                    if not isinstance(error, UnfitHostError):
+                        self._pool.report_failure(reservation.address)
+                    self._log.info("host %s was passed over: %s", reservation.address, error)
+                else:
+                    self._pool.report_success(reservation.address)
+                    reservation.commit()
+                    return launched
+
+    def _reserve(self) -> Reservation | None:
+        request, previous = self.request, self._previous
+        if (
+            previous is not None
+            and not self._tried
+            and request.pin is None
+            and previous.host in request.hosts
+        ):
+            return self._pool.reserve_at(previous.host)
+        return self._pool.reserve(request, self._tried)
+
+    async def _on_host(self, reservation: Reservation) -> Launched:
+        self._got_through = False
+        try:
+            return await self._attempt(reservation)
+        except HostError:
+            connection = Connections.current().get(reservation.address, self.request.login)
+            if not self._got_through or connection.state == "connected":
+                raise
+            # The line may have been dead for long, with nobody there to notice it. The host itself is asked once more.
+            return await self._attempt(reservation)
+
+    async def _attempt(self, reservation: Reservation) -> Launched:
+        request, address = self.request, reservation.address
+        connection = Connections.current().get(address, request.login)
+        with self._phase("connect"):
+            await connection.connect()
+        self._got_through = True
+        transport = _transport(request, connection)
+        if transport == "tcp" and not request.encryption:
+            self._log.info("its sockets are on loopback TCP without Curve: other users of %s could read its messages", address)
+        with self._phase("ship"):
+            bundle = await connection.ship(request.resource_dir) if request.resource_dir else None
+        generation = self._next_generation()
+        watch = connection.watch(request.kernel_id, generation, self._watcher(generation))
+        early: Attachment | None = None
+        try:
+            if self._previous is not None and self._stays(connection, transport):
+                # Clients of the kernel before are connected before the new one runs its first cell, and lose nothing.
+                early = await connection.attach(self._previous, self._prefix, serving=False)
+            with self._phase("start"):
+                reply = await self._ask(connection, generation, transport, bundle)
+            process, info = _read_reply(reply, address, generation, request)
+            with self._phase("forward"):
+                attachment = await self._attach(connection, process, early)
+        except BaseException:
+            watch.close()
+            if early is not None:
+                await shielded(early.close())
+            await shielded(undo(connection, request.kernel_id, generation))
+            raise
+        self._split_start(reply)
+        endpoints = {f"{channel}_port": int(attachment.ports[channel]) for channel in CHANNELS}
+        info = {**info, "ip": attachment.ip, "transport": attachment.transport, **endpoints}
+        return Launched(process, connection, reservation, watch, attachment, info)
+
+    async def _attach(
+        self, connection: HostConnection, process: RemoteProcess, early: Attachment | None
+    ) -> Attachment:
+        if early is not None:
+            before = self._previous
+            if before is not None and (before.ip, before.ports) == (process.ip, process.ports):
+                connection.serve(early)
+                return early
+            await early.close()
+        return await connection.attach(process, self._prefix)
+
+    def _stays(self, connection: HostConnection, transport: KernelTransport) -> bool:
+        """Whether it is a restart that keeps its endpoints."""
+        previous = self._previous
+        return (
+            previous is not None
+            and previous.host == connection.address
+            and previous.kernel_transport == transport
+        )
+
+    async def _ask(
+        self, connection: HostConnection, generation: int, transport: KernelTransport, bundle: str | None
+    ) -> Mapping[str, Any]:
+        params = self._params(connection, generation, transport)
+        limit = self.request.launch_timeout + ANSWER_MARGIN
+        try:
+            return await asyncio.wait_for(
+                connection.request("launch", timeout=limit, bundle=bundle, **params), limit + ANSWER_MARGIN
+            )
+        except LaunchError as error:
+            raise explained(error, self.request, connection.address) from error.__cause__
+        except asyncio.TimeoutError as error:
+            raise explained(LaunchTimeoutError(""), self.request, connection.address) from error
+
+    def _params(
+        self, connection: HostConnection, generation: int, transport: KernelTransport
+    ) -> dict[str, Any]:
+        request, previous = self.request, self._previous
+        stays = self._stays(connection, transport)
+        return {
+            "kernel_id": request.kernel_id,
+            "generation": generation,
+            "kernel_name": request.kernel_name,
+            "argv": list(request.argv),
+            "resource_dir": request.resource_dir,
+            "key": request.key,
+            "spec_env": dict(request.spec_env),
+            "request_env": dict(request.request_env),
+            "directories": list(request.directories),
+            "transport": transport,
+            "address": direct_address(connection) if transport == "direct" else None,
+            "port_range": [request.port_range.low, request.port_range.high],
+            "ports": dict(previous.ports) if previous and stays else None,
+            "ip": previous.ip if previous and stays else None,
+            "encryption": dict(request.encryption or {}) if transport != "ipc" or request.encrypt_ipc else None,
+            "prefix": request.prefix,
+            "public_key": request.public_key,
+            "launch_timeout": request.launch_timeout,
+            "orphan_timeout": request.orphan_timeout,
+            "interrupt_target": request.interrupt_target,
+            "remote_python": request.remote_python,
+            "log_dir": request.kernel_log_dir,
+        }
+
+    def _nobody(self) -> NoHostAvailableError:
+        reasons = {str(address): error for address, error in self._tried.items()}
+        if len(reasons) == 1:
+            message = str(*reasons.values())
+        else:
+            lines = "".join(f"\n  {host}: {error}" for host, error in reasons.items())
+            message = f"None of the {len(reasons)} hosts could take the kernel. Mend one of them and try again:{lines}"
+        return NoHostAvailableError(message, tried=reasons, kernel_id=self.request.kernel_id)
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.phases[name] += time.perf_counter() - start
+
+    def _split_start(self, reply: Mapping[str, Any]) -> None:
+        """What the kernel took to open its sockets, as its host measured it, is a phase of its own."""
+        ready = min(float((reply.get("phases") or {}).get("ready", 0.0)), self.phases["start"])
+        self.phases["start"] -= ready
+        self.phases["ready"] += ready
+
+
+async def undo(connection: HostConnection, kernel_id: str, generation: int) -> None:
+    """Leave nothing of a launch on its host; where the host cannot be asked now, it is asked when it is back. Never raises."""
+    try:
+        await asyncio.wait_for(
+            connection.request("cancel", timeout=UNDO_TIMEOUT, kernel_id=kernel_id, generation=generation),
+            UNDO_TIMEOUT + 1,
+        )
+    except LaunchError:
+        pass  # the host knows nothing of it
+    except (ProvisionerError, OSError, asyncio.TimeoutError):
+        connection.end_later(kernel_id, generation)
+
+
+async def shielded(work: Coroutine[Any, Any, None]) -> None:
+    """Run clean-up to its end, also when the caller is cancelled meanwhile."""
+    task = asyncio.ensure_future(work)
+    _background.add(task)
+    task.add_done_callback(_background.discard)
+    await asyncio.shield(task)
+
+
+def direct_address(connection: HostConnection) -> str:
+    """The host's own address, as the server sees it."""
+    return str(getattr(connection, "peer_address", None) or connection.address.host)
+
+
+def _transport(request: LaunchRequest, connection: HostConnection) -> KernelTransport:
+    wanted = request.kernel_transport
+    if wanted in connection.supports:
+        return wanted
+    if wanted == "ipc" and "tcp" in connection.supports:
+        return "tcp"
+    option = "AllowTcpForwarding" if wanted == "tcp" else "AllowStreamLocalForwarding"
+    raise UnfitHostError(
+        f"sshd on {connection.address} forbids the forwarding that this kernel needs ({wanted}). "
+        f"Set {option} to yes (or local) in its sshd_config.",
+        host=str(connection.address),
+    )
+
+
+def _read_reply(
+    reply: Mapping[str, Any], address: HostAddress, generation: int, request: LaunchRequest
+) -> tuple[RemoteProcess, dict[str, Any]]:
+    host = str(address)
+    try:
+        where = dict(reply)
+        if reply.get("envelope"):
+            where.update(_from_envelope(open_envelope(reply["envelope"])))
+        process = RemoteProcess(
+            host=address,
+            pid=int(where["pid"]),
+            kernel_pid=int(where["kernel_pid"] or where["pid"]),
+            pgid=int(where["pgid"]),
+            generation=generation,
+            kernel_transport=where["transport"],
+            ip=str(where["ip"]),
+            ports={channel: int(where["ports"][channel]) for channel in CHANNELS},
+            directory=str(where.get("directory") or ""),
+            notes=tuple(map(str, where.get("notes") or ())),
+            details={
+                "log": where.get("log"),
+                "start": where.get("start"),
+                "phases": dict(where.get("phases") or {}),
+            },
+        )
+        info = {
+            "key": str(where["key"]),
+            "signature_scheme": str(where.get("signature_scheme") or "hmac-sha256"),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ProtocolError(
+            f"The listener on {host} reported a launch that makes no sense ({type(error).__name__}: {error}). "
+            "Is an older version of this package in use there?",
+            host=host,
+            kernel_id=request.kernel_id,
+        ) from error
+    if request.encryption and (process.kernel_transport != "ipc" or request.encrypt_ipc):
+        info.update(request.encryption)
+    return process, info
+
+
+def _from_envelope(info: Mapping[str, Any]) -> dict[str, Any]:
+    found = {
+        "ip": info["ip"],
+        "key": info["key"],
+        "ports": {channel: info[f"{channel}_port"] for channel in CHANNELS},
+    }
+    for name in ("transport", "signature_scheme"):
+        if info.get(name):
+            found[name] = info[name]
+    return found
