@@ -7,8 +7,11 @@ looks at them.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
+
+from jupyter_core import utils
 
 from .errors import ConfigurationError, ProvisionerError
 from .launch_request import Encryption
@@ -135,3 +138,19 @@ class JupyterManager:
         restarter = getattr(self._manager, "_restarter", None)
         if restarter is not None:
             restarter._fire_callbacks("dead")
+
+
+def _part_with_the_parents_loop() -> None:
+    """Have a forked child make an event loop of its own for jupyter_client's synchronous calls, nbclient and papermill.
+
+    They go on with the loop that jupyter_core remembers. Its epoll and its wake-up pipe are the parent's, too: each of the two would
+    take wake-ups of the other, which then waits for ever, and closing the loop in one of them would deafen the other.
+    """
+    remembered = getattr(utils, "_loop", None)
+    loop = remembered.get() if remembered is not None else None
+    if loop is not None and not loop.is_running():
+        loop._closed = True  # jupyter_core makes a new one for a closed one, and nobody closes it again
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_part_with_the_parents_loop)

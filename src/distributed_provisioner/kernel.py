@@ -23,6 +23,7 @@ from .launching import Launch, Launched, shielded
 from .local_endpoints import new_prefix
 from .models import CHANNELS, ExitReason, KernelState, LaunchRequest, Login, RemoteProcess
 from .ssh import HostConnection, KernelEvent
+from .turns import take_turn
 
 LONGEST_RETRY = 30.0
 
@@ -99,7 +100,9 @@ class RemoteKernel:
         """
         thread = IOThread.current()
         try:
-            return await thread.run(self._launch(request))
+            info = await thread.run(self._launch(request))
+            await take_turn()
+            return info
         except BaseException:
             if self._held is not None:  # it was cancelled in the moment of success
                 undone = asyncio.wrap_future(thread.submit(self._cleanup(False)))

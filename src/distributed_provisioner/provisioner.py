@@ -26,6 +26,7 @@ from .persistence import (
     process_to_json,
 )
 from .settings import SettingsTraits
+from .turns import take_turn
 
 T = TypeVar("T")
 
@@ -95,6 +96,7 @@ class DistributedProvisioner(SettingsTraits, KernelProvisionerBase):  # type: ig
             NotAuthorizedError: the user may not start this kernel (403).
             ConfigurationError: something in the request or in an option cannot be used.
         """
+        await take_turn()
         try:
             self._request = self._build_request(kwargs)
         except ProvisionerError as error:

@@ -19,7 +19,7 @@ import asyncssh
 
 from ..errors import HostUnreachableError
 from ..models import HostAddress, Login
-from .host_keys import DEFAULT_GLOBAL_FILES, DEFAULT_USER_FILES, Identity, KnownHosts, ordered_algorithms
+from .host_keys import DEFAULT_GLOBAL_FILES, DEFAULT_USER_FILES, Identity, KnownHosts, ordered_algorithms, short_form
 from .keys import KeyFiles, agent_path, load_key_files
 
 KEEPALIVE_INTERVAL = 4.0
@@ -105,7 +105,7 @@ def _find(
         jumps = ()
     alias = config.get("HostKeyAlias")
     identity = Identity(
-        host, port, alias if isinstance(alias, str) else None, str(address),
+        short_form(host), port, alias if isinstance(alias, str) else None, str(address),
         direct=not jumps and not proxy_command, file=known.files[0] if known.files else _path("~/.ssh/known_hosts"),
     )  # fmt: skip
     algorithms = known.algorithms(identity.alias or host, port)

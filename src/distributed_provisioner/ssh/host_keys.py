@@ -7,6 +7,7 @@ default of OpenSSH), and lines of a known_hosts file that make no sense are skip
 from __future__ import annotations
 
 import shlex
+import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class KnownHosts:
     def __call__(self, host: str, addr: str, port: int | None) -> tuple[list[Any], ...]:
         """For asyncssh: trusted keys, trusted CA keys, revoked keys, and four lists for X.509, which is not supported here."""
         keys: tuple[list[Any], ...] = ([], [], [])
+        host = short_form(host)
         for parsed in self._parsed:
             for collected, found in zip(keys, parsed.match(host, "", port)[:3], strict=False):
                 collected.extend(found)
@@ -46,6 +48,15 @@ class KnownHosts:
         for key in trusted:
             known += [name.decode("ascii") for name in key.sig_algorithms]
         return list(dict.fromkeys(known))
+
+
+def short_form(host: str) -> str:
+    """An IPv6 address as ssh writes it into known_hosts, and looks for it there; anything else unchanged."""
+    address, percent, scope = host.partition("%")
+    try:
+        return socket.inet_ntop(socket.AF_INET6, socket.inet_pton(socket.AF_INET6, address)) + percent + scope
+    except (OSError, ValueError):
+        return host
 
 
 def ordered_algorithms(known: Sequence[str]) -> list[str]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from distributed_provisioner.testing.namespaces import Cluster
 
 _PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
-_LISTENS_ON_22 = ":0016 00000000:0000 0A"
+_LISTENS_ON_22 = {"tcp": f":0016 {'0' * 8}:0000 0A", "tcp6": f":0016 {'0' * 32}:0000 0A"}
 
 
 class Host:
@@ -164,8 +164,9 @@ class Host:
     # -- faults of sshd ---------------------------------------------------------------------------------------
 
     def kill_sshd(self, *, sessions: bool = True) -> None:
-        """SIGKILL to sshd, and to the sshd of each connection unless `sessions` is false."""
+        """SIGKILL to sshd, and to the sshd of each connection unless `sessions` is false; returns when nothing listens any more."""
         self._signal_sshd(signal.SIGKILL, sessions)
+        self._wait_for_silence()
 
     def pause_sshd(self, *, sessions: bool = True) -> None:
         """SIGSTOP: connections are accepted by the kernel, and nobody answers."""
@@ -247,11 +248,18 @@ class Host:
     def _restart_sshd(self) -> None:
         if self._listens():
             self._signal_sshd(signal.SIGTERM, False)
-            self._wait(lambda: not self._listens(), "sshd does not end")
+            self._wait_for_silence()
             self.start_sshd()
 
-    def _listens(self) -> bool:
-        return _LISTENS_ON_22 in Path(f"/proc/{self.pid}/net/tcp").read_text()
+    def _wait_for_silence(self) -> None:
+        # Both families: an sshd that is started while one of the sockets is still there does without it.
+        self._wait(lambda: not any(map(self._listens, _LISTENS_ON_22)), "sshd does not end")
+
+    def _listens(self, family: str = "tcp") -> bool:
+        try:
+            return _LISTENS_ON_22[family] in Path(f"/proc/{self.pid}/net/{family}").read_text()
+        except FileNotFoundError:  # a machine without IPv6
+            return False
 
     def _wait(self, condition: Callable[[], bool], otherwise: str, seconds: float = 10) -> None:
         until = time.monotonic() + seconds
