@@ -1,0 +1,1 @@
+"""Benchmarks: how this package compares with a kernel on this machine, as ratios within one run. See docs/benchmarks.md."""
