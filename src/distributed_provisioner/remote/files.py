@@ -63,14 +63,18 @@ def shorten(path: str) -> None:
 
 
 def bundle_digest(directory: str) -> str:
-    """The digest of a kernelspec's directory: names, whether executable, contents; without kernel.json, logos and compiled files."""
+    """The digest of a kernelspec's directory: names, whether executable, contents; without kernel.json, logos and compiled files.
+
+    Raises OSError for a file that cannot be read. What is no regular file (a FIFO would hold everything up) does not count.
+    """
     total = hashlib.sha256()
     names = []
     for place, directories, files in os.walk(directory):
         directories[:] = [name for name in directories if name != "__pycache__"]
         for name in files:
             relative = os.path.relpath(os.path.join(place, name), directory).replace(os.sep, "/")
-            if relative != "kernel.json" and not relative.startswith("logo") and not name.endswith(".pyc"):
+            skipped = relative == "kernel.json" or relative.startswith("logo") or name.endswith(".pyc")
+            if not skipped and os.path.isfile(os.path.join(place, name)):
                 names.append(relative)
     for name in sorted(names):
         path = os.path.join(directory, *name.split("/"))

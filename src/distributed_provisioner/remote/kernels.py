@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Iterable
 
-    from listener import Connection
+    from connections import Connection
 
 
 class OpError(Exception):
@@ -36,6 +36,7 @@ class Kernel:
     )  # fmt: skip
     RECORDED = (
         *REPORTED,
+        "client",
         "kernel_start",
         "key",
         "encryption",
@@ -48,7 +49,7 @@ class Kernel:
     def __init__(self, home: str, **values: Any) -> None:
         self.home = home
         """Its private directory: connection file, sockets, record."""
-        self.kernel_id = self.kernel_name = self.owner = self.transport = ""
+        self.kernel_id = self.kernel_name = self.owner = self.client = self.transport = ""
         self.generation = 0
         self.state, self.reason, self.detail = "starting", "", ""
         self.code: int | None = None
@@ -133,7 +134,7 @@ def accepts(family: int, address: str | tuple[str, int]) -> bool:
     if isinstance(address, str) and not os.path.exists(address):
         return False
     with socket.socket(family) as probe:
-        probe.settimeout(1)
+        probe.settimeout(0.2)
         try:
             probe.connect(address)
         except OSError:

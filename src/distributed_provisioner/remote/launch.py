@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
@@ -30,7 +31,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Coroutine, Mapping
 
-    from listener import Connection, Listener
+    from connections import Connection
+    from listener import Listener
 
 KERNEL_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
@@ -57,7 +59,11 @@ class Launch:
     def earlier(self) -> Kernel | None:
         """The launch of this kernel that this one takes the place of. Raises OpError where there is none older."""
         known = self.listener.kernels.get(self.request["kernel_id"])
-        if known is not None and known.generation >= self.request["generation"]:
+        if known is None:
+            return None
+        if known.owner != self.connection.owner:
+            raise OpError("bad-request", f"another server of this user has a kernel {known.kernel_id}")
+        if known.generation >= self.request["generation"]:
             raise OpError("superseded", f"kernel {known.kernel_id} is at generation {known.generation}")
         return known
 
@@ -86,6 +92,7 @@ class Launch:
             generation=request["generation"],
             kernel_name=request.get("kernel_name", ""),
             owner=self.connection.owner,
+            client=self.connection.client,
             transport=request["transport"],
             key=request["key"],
             encryption=request.get("encryption"),
@@ -257,8 +264,9 @@ class Launch:
         bundle = self.request.get("bundle")
         if not bundle:
             return theirs
-        if os.path.isdir(theirs) and bundle_digest(theirs) == bundle:
-            return theirs
+        with contextlib.suppress(OSError):  # a copy that cannot be read is not the same
+            if os.path.isdir(theirs) and bundle_digest(theirs) == bundle:
+                return theirs
         here = os.path.join(self.listener.places.bundles, bundle)
         if not os.path.isdir(here):
             raise OpError("need-bundle", f"the host has no copy of {theirs}")
@@ -273,7 +281,8 @@ class Launch:
         if found is None:
             raise OpError("interpreter-not-found", f"'{name}' is not in the PATH of {user}: {path}")
         if not os.path.isfile(found):
-            raise OpError("interpreter-not-found", f"{found}: {os.strerror(errno.ENOENT)}")
+            why = errno.EISDIR if os.path.isdir(found) else errno.ENOENT
+            raise OpError("interpreter-not-found", f"{found}: {os.strerror(why)}")
         if not os.access(found, os.X_OK) and not found.startswith(self.listener.places.bundles):
             raise OpError("interpreter-not-found", f"{found}: {os.strerror(errno.EACCES)} for {user}")
         return found
@@ -302,8 +311,7 @@ class Launch:
                 start_new_session=True,
             )
         except OSError as error:
-            words = f"{error.filename or argv[0]}: {error.strerror}"
-            raise OpError("interpreter-not-found", words) from error
+            raise not_started(error, argv, environment) from error
         finally:
             os.umask(before)
             os.close(log)
@@ -382,3 +390,23 @@ class Launch:
             exit_status=kernel.code,
             log_tail=kernel.log_tail(),
         )
+
+
+def not_started(error: OSError, argv: list[str], environment: Mapping[str, str]) -> OpError:
+    """Why a program could not be started; what it was to be given may be too large for any."""
+    if error.errno == errno.E2BIG:
+        items = [(len(value), f"the environment variable {name}") for name, value in environment.items()]
+        items += [(len(item), f"argument {number}") for number, item in enumerate(argv)]
+        size, name = max(items)
+        total = sum(size for size, _ in items)
+        return OpError(
+            "too-large",
+            f"{os.strerror(errno.E2BIG)}: {total >> 10} KB in all, {name} has {size >> 10} KB of it",
+        )
+    if error.errno not in (errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ENOEXEC, errno.EISDIR):
+        return OpError("resources", f"{error.strerror}: {argv[0]}")
+    words = f"{argv[0]}: {error.strerror}"
+    if error.errno == errno.ENOENT and os.path.exists(argv[0]):
+        with contextlib.suppress(OSError):
+            words = f"{argv[0]}: its interpreter {' '.join(interpreter_of(argv[0]))} was not found"
+    return OpError("interpreter-not-found", words)

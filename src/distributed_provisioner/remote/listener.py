@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import re
 import signal
 import socket
-import struct
 import sys
 import time
 
-from files import KEEP_LOG, MAX_LOG, bundle_digest, shorten, write_piece
-from kernels import Kernel, OpError, accepts
+from connections import MAX_LINE, Connection, same_user
+from files import MAX_LOG, bundle_digest, write_piece
+from housekeeping import Housekeeping
+from kernels import Kernel, OpError
 from launch import Launch
 from login import LoginEnvironment
 from processes import become_subreaper, describe_exit, ended_at_logout, in_group, kill_all, kill_group
 from server_listener import (
     PROTOCOL,
     Places,
+    SetupError,
     check_private,
     load_json,
     remove,
@@ -32,15 +33,9 @@ from server_listener import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Coroutine, Dict
+    from typing import Any, Coroutine, Dict
 
     Result = Dict[str, Any]
-
-MAX_LINE = 64 << 20
-IDLE_EXIT = 600.0
-"""Seconds after which a listener without kernels and without connections leaves."""
-STALE = 30 * 86400.0
-"""Seconds after which shipped files and state that nothing has used are cleared away."""
 
 
 def serve(digest: str, ready: int) -> None:
@@ -64,15 +59,13 @@ class Listener:
         self.login = LoginEnvironment(places.home)
         self.counter = 0
         self.tasks: set[asyncio.Future[Any]] = set()
-        self.idle_since: float | None = None
-        self.touched = time.time()
+        self.housekeeping = Housekeeping(self)
 
     # life
 
     async def run(self, ready: int) -> None:
         self.done: asyncio.Future[None] = asyncio.get_event_loop().create_future()
         self.directory = self.take_over() or short_directory()
-        self.socket_path = os.path.join(self.directory, "s")
         become_subreaper()
         loop = asyncio.get_event_loop()
         loop.add_signal_handler(signal.SIGCHLD, self.reap)
@@ -80,10 +73,8 @@ class Listener:
             # Children must not inherit "ignored"; exec resets what is handled. A listener is ended by SIGTERM alone; its kernels stay.
             loop.add_signal_handler(number, self.stop if number == signal.SIGTERM else lambda: None)
         await self.listen()
-        self.clear_leftovers()
+        self.housekeeping.start()
         self.spawn(self.login.get())
-        self.spawn(self.watch_logs())
-        self.spawn(self.housekeeping())
         self.reap()
         os.write(ready, b"+")
         os.close(ready)
@@ -99,10 +90,11 @@ class Listener:
         task.add_done_callback(self.tasks.discard)
 
     async def listen(self) -> None:
+        """Open the listener's socket, and tell bridges where it is."""
+        self.socket_path = os.path.join(self.directory, "s")
         remove(self.socket_path)
         self.server = await asyncio.start_unix_server(self.accept, self.socket_path, limit=MAX_LINE)
         os.chmod(self.socket_path, 0o600)
-        self.socket_inode = os.stat(self.socket_path).st_ino
         record: dict[str, Any] = {
             "socket": self.socket_path,
             "directory": self.directory,
@@ -117,7 +109,10 @@ class Listener:
         directory: str | None = load_json(self.places.record).get("directory")
         if not directory or not os.path.isdir(directory):
             return None
-        check_private(directory)
+        try:
+            check_private(directory)
+        except (SetupError, OSError):
+            return None  # it was cleared away, and somebody else has made one of that name
         for name in os.listdir(directory):
             home = os.path.join(directory, name)
             values = load_json(os.path.join(home, "record"))
@@ -131,17 +126,19 @@ class Listener:
             self.kernels[kernel.kernel_id] = kernel
             kernel.state = "running"
             if start_time(kernel.pid) == kernel.start:
-                self.spawn(self.watch_foreign(kernel))
+                self.spawn(self.watch_foreign(kernel, kernel.pid, kernel.start))
+            elif kernel.kernel_lives():  # its launcher had ended before
+                self.spawn(self.watch_foreign(kernel, kernel.kernel_pid, kernel.kernel_start))
             else:
                 self.exited(kernel, None)
         return directory
 
-    async def watch_foreign(self, kernel: Kernel) -> None:
+    async def watch_foreign(self, kernel: Kernel, pid: int, start: int | None) -> None:
         """A kernel that another listener started is not our child: wait for its end, whose status nobody can see."""
         try:
-            handle = os.pidfd_open(kernel.pid)  # Linux, Python 3.9
+            handle = os.pidfd_open(pid)  # Linux, Python 3.9
         except (AttributeError, OSError):
-            while start_time(kernel.pid) == kernel.start:
+            while start_time(pid) == start:
                 await asyncio.sleep(1)
         else:
             gone: asyncio.Future[None] = asyncio.get_event_loop().create_future()
@@ -153,53 +150,6 @@ class Listener:
             os.close(handle)
         if self.kernels.get(kernel.kernel_id) is kernel:
             self.exited(kernel, None)
-
-    def clear_leftovers(self) -> None:
-        """Shipped files and state that nothing has used for a long time; other hosts may share this home, so age decides.
-
-        A directory for sockets is on this host alone: one whose listener is gone, with its whole boot, is removed at once.
-        """
-        for name in os.listdir(self.places.states):
-            record = load_json(os.path.join(self.places.states, name, os.path.basename(self.places.record)))
-            here = record.get("hostname") == socket.gethostname() and os.path.isdir(record["directory"])
-            if (
-                here
-                and name != os.path.basename(self.places.state)
-                and not accepts(socket.AF_UNIX, record["socket"])
-            ):
-                remove(record["directory"])
-        old = time.time() - STALE
-        for parent in (self.places.cache, self.places.bundles, self.places.states):
-            for name in os.listdir(parent):
-                path = os.path.join(parent, name)
-                if path in (self.places.bundles, self.places.state):
-                    continue
-                with contextlib.suppress(OSError):
-                    if os.lstat(path).st_mtime < old:
-                        remove(path)
-
-    async def housekeeping(self) -> None:
-        """Once a minute: leave when unused, keep the socket where it belongs, keep cleaners of temporary directories away."""
-        while True:
-            await asyncio.sleep(min(60, IDLE_EXIT / 4))
-            if self.kernels or self.connections:
-                self.idle_since = None
-            elif self.idle_since is None:
-                self.idle_since = time.monotonic()
-            elif time.monotonic() - self.idle_since > IDLE_EXIT:
-                self.stop()
-            if not os.path.exists(self.socket_path):
-                os.makedirs(self.directory, mode=0o700, exist_ok=True)
-                self.server.close()
-                await self.listen()
-            if time.time() - self.touched > 43200:
-                self.touched = time.time()
-                for place, _, files in os.walk(self.directory):
-                    for name in ["", *files]:
-                        os.utime(os.path.join(place, name))
-                os.utime(self.places.state)
-            for kernel in list(self.kernels.values()):
-                self.check_lease(kernel)
 
     def leave(self) -> None:
         """Remove what is ours alone; with kernels left, everything stays for the next listener."""
@@ -253,27 +203,6 @@ class Listener:
         for connection in kernel.watchers:
             connection.send(message)
 
-    # logs
-
-    async def watch_logs(self) -> None:
-        """Keep each log short. The kernel's own end of it is open for appending, so it goes on at whatever the end then is."""
-        pause = 2.0
-        while True:
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 8.0)
-            for kernel in self.kernels.values():
-                try:
-                    size = os.stat(kernel.log).st_size
-                except OSError:
-                    continue
-                if size - kernel.log_size > MAX_LOG // 16:
-                    pause = 0.25
-                if size > MAX_LOG:
-                    shorten(kernel.log)
-                    kernel.log_start = 0
-                    size = KEEP_LOG
-                kernel.log_size = size
-
     # connections
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -286,24 +215,9 @@ class Listener:
             await connection.serve()
         finally:
             self.connections.discard(connection)
-            for kernel in list(self.kernels.values()):
+            for kernel in self.kernels.values():
                 kernel.watchers.discard(connection)
-                if connection.owner is not None and kernel.owner == connection.owner:
-                    kernel.last_seen = time.monotonic()
-                    if kernel.orphan_timeout > 0:
-                        asyncio.get_event_loop().call_later(
-                            kernel.orphan_timeout + 0.1, self.check_lease, kernel
-                        )
-
-    def check_lease(self, kernel: Kernel) -> None:
-        """End a kernel whose server has not been heard of for its `orphan_timeout`."""
-        if kernel.orphan_timeout <= 0 or self.kernels.get(kernel.kernel_id) is not kernel:
-            return
-        if any(connection.owner == kernel.owner for connection in self.connections):
-            kernel.last_seen = time.monotonic()
-        elif time.monotonic() - kernel.last_seen >= kernel.orphan_timeout:
-            kernel.reason = kernel.reason or "orphaned"
-            self.spawn(self.discard(kernel, keep_log=not kernel.private_log))
+            self.housekeeping.heard_of(connection.owner, connection.client)
 
     # operations, each named as in the protocol
 
@@ -311,9 +225,7 @@ class Listener:
         if protocol != PROTOCOL:
             raise OpError("setup", f"the listener speaks protocol {PROTOCOL}, the server {protocol}")
         connection.owner, connection.client = owner, client
-        for kernel in self.kernels.values():
-            if kernel.owner == owner:
-                kernel.last_seen = time.monotonic()
+        self.housekeeping.heard_of(owner, client)
         return {
             "protocol": PROTOCOL, "version": self.digest, "pid": os.getpid(), "start": start_time(os.getpid()),
             "hostname": socket.gethostname(), "user": user_name(), "uid": os.getuid(), "home": self.places.home, "platform": sys.platform,
@@ -348,6 +260,9 @@ class Listener:
                 statuses.append(dict(wanted, state="unknown"))
             else:
                 kernel.watchers.add(connection)
+                if kernel.owner == connection.owner and kernel.client != connection.client:
+                    kernel.client = connection.client
+                    kernel.save()
                 statuses.append(kernel.status())
         return {"kernels": statuses}
 
@@ -355,7 +270,7 @@ class Listener:
         kernel = self.kernels.get(kernel_id)
         if kernel is None:
             raise OpError("unknown-kernel", f"there is no kernel {kernel_id} here")
-        return {"text": kernel.log_tail(min(limit, MAX_LOG))}
+        return {"text": kernel.log_tail(max(0, min(limit, MAX_LOG)))}
 
     def op_signal(
         self,
@@ -485,92 +400,3 @@ class Listener:
                 kernel.launching.cancel()
                 await asyncio.wait([kernel.launching])
             raise OpError("cancelled", f"the launch of {kernel.kernel_id} was cancelled") from None
-
-
-class Connection:
-    """One server (through its bridge): requests in, replies and events out."""
-
-    def __init__(
-        self, listener: Listener, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        self.listener, self.reader, self.writer = listener, reader, writer
-        self.owner: str | None = None
-        self.client = ""
-        self.tasks: set[asyncio.Future[None]] = set()
-        self.partial: dict[str, str] = {}
-        """bundle -> directory in which it is put together"""
-
-    async def serve(self) -> None:
-        try:
-            while True:
-                line = await self.reader.readline()
-                if not line:
-                    break
-                self.receive(line)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            pass  # gone, or rubbish: it harms this connection only
-        finally:
-            for task in self.tasks:
-                task.cancel()
-            for partial in self.partial.values():
-                remove(partial)
-            self.writer.close()
-
-    def receive(self, line: bytes) -> None:
-        message = json.loads(line)
-        number, name = message.pop("id"), str(message.pop("op"))
-        operation = getattr(self.listener, "op_" + name, None)
-        if operation is None or (self.owner is None and name not in ("hello", "retire", "ping")):
-            self.send(
-                {
-                    "id": number,
-                    "error": {
-                        "type": "unknown-op",
-                        "message": f"the listener knows no operation {name[:50]!r} here",
-                    },
-                }
-            )
-            return
-        task = asyncio.ensure_future(self.answer(number, operation, message))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-
-    async def answer(self, number: Any, operation: Callable[..., Any], parameters: dict[str, Any]) -> None:
-        try:
-            result = operation(self, **parameters)
-            if asyncio.iscoroutine(result):
-                result = await result
-            self.send({"id": number, "result": result})
-        except OpError as error:
-            self.send({"id": number, "error": error.reply})
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
-            # The text of such an error may quote the request, and requests carry secrets: the kind of the error has to do.
-            kind = type(error).__name__
-            self.send(
-                {
-                    "id": number,
-                    "error": {
-                        "type": "bad-request",
-                        "message": f"{operation.__name__[3:]} was refused ({kind})",
-                    },
-                }
-            )
-        except OSError as error:
-            self.send(
-                {
-                    "id": number,
-                    "error": {"type": "resources", "message": f"{error.strerror}: {error.filename}"},
-                }
-            )
-
-    def send(self, message: dict[str, Any]) -> None:
-        if not self.writer.is_closing():
-            self.writer.write(json.dumps(message).encode() + b"\n")
-
-
-def same_user(sock: socket.socket) -> bool:
-    """Whether the other end of a Unix socket is our user (or root); True where the system cannot say."""
-    if not hasattr(socket, "SO_PEERCRED"):
-        return True
-    uid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
-    return uid in (0, os.getuid())

@@ -13,6 +13,7 @@ import subprocess
 import sys
 
 from processes import kill_group
+from server_listener import user_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,11 +59,15 @@ def base_environment() -> dict[str, str]:
             if name in ("LANG", "TZ") or name.startswith("LC_")
         }
         base["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    entry = pwd.getpwuid(os.getuid())
+    try:
+        entry = pwd.getpwuid(os.getuid())
+        home, shell = entry.pw_dir, entry.pw_shell
+    except KeyError:  # a uid without an account, as containers have it
+        home, shell = "/", os.environ.get("SHELL", "")
     base.setdefault("PATH", os.defpath)
-    base["HOME"] = os.environ.get("HOME") or entry.pw_dir
-    base["USER"] = base["LOGNAME"] = entry.pw_name
-    base["SHELL"] = entry.pw_shell or "/bin/sh"
+    base["HOME"] = os.environ.get("HOME") or home
+    base["USER"] = base["LOGNAME"] = user_name()
+    base["SHELL"] = shell or "/bin/sh"
     for name in ("PWD", "OLDPWD", "SHLVL", "_", "JPY_PARENT_PID"):
         base.pop(name, None)
     return base

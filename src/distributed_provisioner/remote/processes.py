@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import signal
@@ -45,7 +46,7 @@ def kill_all(pids: Iterable[int], number: int) -> None:
 
 
 def kill_group(pgid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS says EPERM of a group of zombies
         os.killpg(pgid, number)
 
 
@@ -68,6 +69,15 @@ def become_subreaper() -> None:
         import ctypes
 
         ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+
+
+def release_memory() -> None:
+    """Give freed memory back to the system, where the C library has a call for it (glibc)."""
+    gc.collect()
+    with contextlib.suppress(ImportError, OSError, AttributeError):
+        import ctypes
+
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def ended_at_logout() -> bool:

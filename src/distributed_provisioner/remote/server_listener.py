@@ -200,7 +200,7 @@ class Places:
     """Directories of this user on this host; homes may be shared between hosts, so state is kept by host identity."""
 
     def __init__(self) -> None:
-        home = os.environ.get("HOME") or pwd.getpwuid(os.getuid()).pw_dir
+        home = os.environ.get("HOME") or account_home()
         self.home = home
         self.identity, self.boot_id = host_identity()
         try:
@@ -239,6 +239,13 @@ def check_private(directory: str) -> None:
         raise SetupError(f"{directory} is not a directory of {user_name()}")
     if status.st_mode & 0o077:
         os.chmod(directory, 0o700)
+
+
+def account_home() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:  # a uid without an account, as containers have it
+        return "/"
 
 
 def user_name() -> str:
@@ -294,9 +301,8 @@ def find_or_start(places: Places, sources: list[tuple[str, str]]) -> socket.sock
         start_listener(places, os.path.join(directory, sources[0][0]), digest)
         connection = connect_to_listener(places, digest)
         if connection is None:
-            raise SetupError(
-                f"the listener did not start: {read_text(places.log)[-2000:].strip() or 'it said nothing'}"
-            )
+            words = read_text(places.log).strip().splitlines() or ["it said nothing"]
+            raise SetupError(f"the listener did not start: {words[-1][:500]}")
         return connection
 
 

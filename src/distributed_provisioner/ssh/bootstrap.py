@@ -17,8 +17,12 @@ from importlib import resources
 SOURCES = (
     "server_listener.py",
     "listener.py",
+    "connections.py",
+    "housekeeping.py",
     "launch.py",
     "kernels.py",
+    "connections.py",
+    "housekeeping.py",
     "login.py",
     "files.py",
     "processes.py",
