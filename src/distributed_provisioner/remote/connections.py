@@ -56,6 +56,7 @@ class Connection:
             for partial in self.partial.values():
                 remove(partial)
             self.writer.close()
+            asyncio.get_event_loop().call_later(0.5, release_memory)  # of what may have been half a large request
 
     def receive(self, line: bytes) -> None:
         """Start on a request. Raises for a line that is none."""
