@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from distributed_provisioner.testing.embedded import EmbeddedCluster
     from distributed_provisioner.testing.namespaces import Cluster
 
+os.environ["JUPYTER_PLATFORM_DIRS"] = "1"  # older versions of jupyter_core warn without it, at the first import
 IN_CI = os.environ.get("CI") == "true"
 OTHER_PLATFORM = "other platform"
 OWN_DIRECTORIES: set[str] = set()
@@ -110,6 +111,11 @@ def session_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     for pid in own_processes():
         kill(pid)
     wait_until(lambda: not own_processes())
+    from distributed_provisioner.testing.leftovers import remove_socket_directories
+
+    for base in bases:
+        for state in base.rglob(".local/state/distributed-provisioner"):
+            remove_socket_directories(state.parents[2])
     shutil.rmtree(bases[1], ignore_errors=True)
 
 

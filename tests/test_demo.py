@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,14 @@ def hosts_processes() -> list[str]:
             if marked.VARIABLE.encode() in (entry / "environ").read_bytes():
                 found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
     return found
+
+
+@pytest.fixture(autouse=True)
+def no_socket_directory_left() -> Iterator[None]:
+    """The hosts' listeners keep their sockets in /tmp, whatever TMPDIR says: their paths must be short."""
+    before = set(Path("/tmp").glob("dp-*"))
+    yield
+    assert set(Path("/tmp").glob("dp-*")) <= before
 
 
 def nothing_left(directory: Path) -> bool:

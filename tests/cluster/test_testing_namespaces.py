@@ -119,7 +119,7 @@ def test_hosts_can_be_reached_by_ipv6(cluster: Cluster) -> None:
     """Else IPv6 goes untested."""
     for host in cluster.hosts:
         if not host.address6:
-            pytest.skip("this kernel has no IPv6")
+            pytest.skip("other platform: this machine has no IPv6")
         assert ssh(cluster, host.address6, "hostname") == host.name
 
 
@@ -174,7 +174,7 @@ def test_this_interpreter_runs_on_hosts(cluster: Cluster) -> None:
 def test_user_cannot_read_what_is_roots(cluster: Cluster) -> None:
     """Else isolation of users cannot be tested."""
     if cluster.rootless:
-        pytest.skip("rootless hosts have one user only")
+        pytest.skip("other platform: rootless hosts have one user")
     host = cluster["host1"]
     host.run("sh", "-c", "umask 077; echo secret >/root/secret", user="root")
     for user in ("jovyan", "mallory"):
@@ -315,6 +315,16 @@ def test_killed_sshd_leaves_processes_alone(cluster: Cluster) -> None:
     assert [process.args for process in host.processes()] == [["sleep", "4321"]]
     host.start_sshd()
     assert ssh(cluster, "host1", "pkill sleep; hostname") == "host1"
+
+
+def test_killed_sshd_can_be_started_at_once(cluster: Cluster) -> None:
+    """If the dying sshd counts as one that runs, a test goes on without any and fails later."""
+    host = cluster["host1"]
+    for _ in range(5):
+        host.kill_sshd()
+        assert not connects(host)
+        host.start_sshd()
+        assert connects(host)
 
 
 def test_paused_sshd_accepts_and_says_nothing(cluster: Cluster) -> None:

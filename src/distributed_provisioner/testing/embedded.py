@@ -27,6 +27,7 @@ import asyncssh
 
 from distributed_provisioner.testing import marked
 from distributed_provisioner.testing.embedded_server import HostServer
+from distributed_provisioner.testing.leftovers import remove_socket_directories
 from distributed_provisioner.testing.processes import HostProcess
 
 __all__ = ["EmbeddedCluster", "EmbeddedHost"]
@@ -165,6 +166,7 @@ class EmbeddedCluster:
         asyncio.run_coroutine_threadsafe(self._shut_down(), loop).result(20)
         for host in self.hosts:  # what a command started while it was being ended
             host.kill_processes()
+            remove_socket_directories(host.home)
         loop.call_soon_threadsafe(loop.stop)
         self._thread.join()
         loop.close()

@@ -27,7 +27,9 @@ def needed_paths(directory: Path) -> list[str]:
     found.add(str(Path(distributed_provisioner.__file__).parent))
     excluded = {Path("/"), Path("/tmp"), Path("/run"), Path("/dev/shm"), *directory.parents}
     found.update(path for path in sys.path if path and Path(path).is_dir())
-    return sorted(path for path in found if Path(path) not in excluded)
+    # An interpreter that was started as ../venv/bin/python has `..` in its paths until Python 3.11.
+    normal = {os.path.normpath(path) for path in found}
+    return sorted(path for path in normal if Path(path) not in excluded)
 
 
 def hidden_paths(directory: Path) -> list[str]:
