@@ -23,7 +23,13 @@ T = TypeVar("T")
 CLEANUP_TIMEOUT = 2.0
 """Seconds that a cancelled caller, or the end of the process, waits for clean-up on the I/O loop."""
 
+ABANDONED = 1.0
+LOOK_INTERVAL = 0.2
+"""Seconds; see `Caller.gone`."""
+
 _log = logging.getLogger(__name__)
+_on = threading.local()
+"""`thread`: on an I/O thread, the one that it is."""
 
 
 class IOThread:
@@ -36,6 +42,7 @@ class IOThread:
         self.pid = os.getpid()
         self.loop = _new_loop()
         self._closers: list[Callable[[], Awaitable[None] | None]] = []
+        self._guards: set[asyncio.Task[None]] = set()
         self._closed = False
         started = threading.Event()
         self._thread = threading.Thread(
@@ -47,6 +54,9 @@ class IOThread:
     @classmethod
     def current(cls) -> IOThread:
         """The I/O thread of this process, started at the first call. A forked child gets a fresh one."""
+        own: IOThread | None = getattr(_on, "thread", None)
+        if own is not None and own.pid == os.getpid():
+            return own  # while it is closing, too: its work must not begin again on another one
         current = cls._current
         if current is not None and current.pid == os.getpid() and not current._closed:
             return current
@@ -57,6 +67,11 @@ class IOThread:
                     _keep_for_ever(current)
                 current = cls._current = IOThread()
             return current
+
+    @property
+    def closing(self) -> bool:
+        """Whether it is closed, or about to be."""
+        return self._closed
 
     def submit(self, coro: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Start `coro` on the I/O loop, from any thread. Cancelling the future cancels the coroutine."""
@@ -69,7 +84,8 @@ class IOThread:
     async def run(self, coro: Coroutine[Any, Any, T]) -> T:
         """Run `coro` on the I/O loop and await its outcome from any loop (from the I/O loop itself: directly).
 
-        When the awaiting task is cancelled, the work is cancelled too, and its clean-up awaited for at most `CLEANUP_TIMEOUT`.
+        When the awaiting task is cancelled, the work is cancelled too, and its clean-up awaited for at most `CLEANUP_TIMEOUT`. A task
+        that merely lies on a loop that nobody turns any more (Ctrl-C in a synchronous call) learns nothing: see `Caller`.
         """
         loop = asyncio.get_running_loop()
         if loop is self.loop:
@@ -82,12 +98,22 @@ class IOThread:
             raise
         try:
             return await asyncio.shield(work.outcome)
-        except asyncio.CancelledError:
+        except GeneratorExit:  # the task is thrown away: nothing can be awaited
+            with suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(work.cancel)
+            raise
+        except BaseException:
             if not work.outcome.done():
                 self.loop.call_soon_threadsafe(work.cancel)
                 await asyncio.wait([work.outcome], timeout=CLEANUP_TIMEOUT)
             work.outcome.add_done_callback(_seen)
             raise
+
+    def guard(self, coro: Coroutine[Any, Any, None]) -> None:
+        """Run `coro` beside what it looks after, on the I/O loop; when the process ends it is cancelled before anything is closed."""
+        task = self.loop.create_task(coro)
+        self._guards.add(task)
+        task.add_done_callback(self._guards.discard)
 
     def on_close(self, callback: Callable[[], Awaitable[None] | None]) -> None:
         """Call (and await) `callback` on the I/O loop when the process ends."""
@@ -107,9 +133,14 @@ class IOThread:
         self._thread.join(1.0)
 
     async def _close(self) -> None:
+        guards = list(self._guards)
+        for guard in guards:
+            guard.cancel()
+        if guards:
+            await asyncio.wait(guards, timeout=CLEANUP_TIMEOUT / 2)
         calls = [asyncio.ensure_future(_call(callback)) for callback in reversed(self._closers)]
         if calls:
-            await asyncio.wait(calls, timeout=CLEANUP_TIMEOUT)
+            await asyncio.wait(calls, timeout=CLEANUP_TIMEOUT if not guards else CLEANUP_TIMEOUT / 2)
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
@@ -117,6 +148,7 @@ class IOThread:
             await asyncio.wait(tasks, timeout=0.3)
 
     def _turn(self, started: threading.Event) -> None:
+        _on.thread = self
         asyncio.set_event_loop(self.loop)
         self.loop.call_soon(started.set)
         try:
@@ -127,6 +159,33 @@ class IOThread:
     def __repr__(self) -> str:
         state = "closed" if self._closed else "running" if self._thread.is_alive() else "stopped"
         return f"<IOThread pid={self.pid} {state}>"
+
+
+class Caller:
+    """Who waits for work on the I/O loop: a task of another loop. Make it in that task."""
+
+    def __init__(self) -> None:
+        self.served = False
+        """Whether it has what it waited for, be that an error."""
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+
+    async def gone(self) -> None:
+        """Return when it does not wait any more, or is served; on the I/O loop.
+
+        Ctrl-C in a synchronous call (`KernelManager.start_kernel`) stops the caller's loop and touches nothing else: the task stays
+        as it is and nobody is told. So a loop that has stood still for `ABANDONED` seconds counts as left for good.
+        """
+        still = 0.0
+        while not self.served and still < ABANDONED and not self._loop.is_closed():
+            await asyncio.sleep(LOOK_INTERVAL)
+            still = 0.0 if self._loop.is_running() else still + LOOK_INTERVAL
+
+    def cancel(self) -> None:
+        """End the task when its loop turns again, if ever."""
+        if self._task is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._task.cancel)
 
 
 class _Work:

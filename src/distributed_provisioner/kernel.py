@@ -16,7 +16,7 @@ from typing import Any
 
 from .errors import HostError, LaunchError, ProvisionerError
 from .hosts import HostPool
-from .io_thread import CLEANUP_TIMEOUT, IOThread
+from .io_thread import CLEANUP_TIMEOUT, Caller, IOThread
 from .kernel_log import Log, PrefixedLog
 from .kernel_on_host import ASK_TIMEOUT, KernelOnHost, exit_reason
 from .launching import Launch, Launched, shielded
@@ -73,6 +73,8 @@ class RemoteKernel:
         self._closing: asyncio.Task[None] | None = None
         self._attaching: asyncio.Task[None] | None = None
         self._to_forget = False
+        self._caller: Caller | None = None
+        self._launching: asyncio.Task[Mapping[str, Any]] | None = None
         self._ended = _Ended()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -99,15 +101,23 @@ class RemoteKernel:
             LaunchError: it does not start.
         """
         thread = IOThread.current()
+        await self._abandon_last()
+        caller = self._caller = Caller()
         try:
-            info = await thread.run(self._launch(request))
+            info = await thread.run(self._launch_for(caller, request))
             await take_turn()
-            return info
+        except GeneratorExit:  # the task is thrown away, so nothing can be awaited here
+            with suppress(RuntimeError):
+                thread.submit(self._abandon(caller))
+            raise
         except BaseException:
+            caller.served = True
             if self._held is not None:  # it was cancelled in the moment of success
                 undone = asyncio.wrap_future(thread.submit(self._cleanup(False)))
                 await asyncio.wait([undone], timeout=CLEANUP_TIMEOUT)
             raise
+        caller.served = True
+        return info
 
     async def send_signal(self, number: int) -> None:
         """SIGINT goes where `interrupt_target` says, SIGKILL to the whole descent, any other signal to the process group.
@@ -147,6 +157,7 @@ class RemoteKernel:
 
     async def cleanup(self, restart: bool = False) -> None:
         """Leave nothing of the kernel here and on its host; with `restart`, keep what the next launch needs to be like this one."""
+        await self._abandon_last()
         if self._to_forget:
             await IOThread.current().run(self._cleanup(restart))
 
@@ -189,7 +200,43 @@ class RemoteKernel:
         why = f" ({self.exit_reason})" if self.state is KernelState.EXITED and self.exit_reason else ""
         return f"<RemoteKernel {self.kernel_id[:8]}{where} {self.state.value}{why}{pid}>"
 
+    async def _abandon_last(self) -> None:
+        """Whoever asks for a launch, or for the end, while a launch is under way, will not have that one any more."""
+        caller = self._caller
+        if caller is not None and not caller.served:
+            await IOThread.current().run(self._abandon(caller))
+
     # --- on the I/O loop: launching ------------------------------------------------------------------------------------------
+
+    async def _launch_for(self, caller: Caller, request: LaunchRequest) -> Mapping[str, Any]:
+        launching = self._launching = asyncio.ensure_future(self._launch(request))
+        IOThread.current().guard(self._look_after(caller))
+        try:
+            return await asyncio.shield(launching)
+        except asyncio.CancelledError:
+            launching.cancel()
+            await asyncio.wait([launching])
+            raise
+
+    async def _look_after(self, caller: Caller) -> None:
+        """Undo the launch whose caller has gone without a word."""
+        try:
+            await caller.gone()
+        finally:
+            await shielded(self._abandon(caller))
+
+    async def _abandon(self, caller: Caller) -> None:
+        if caller.served or caller is not self._caller:
+            return
+        caller.served = True
+        caller.cancel()
+        if self._launching is not None and not self._launching.done():
+            self._launching.cancel()
+            await asyncio.wait([self._launching])
+        if self._held is not None:
+            self._logger().info("nobody waits for its start any more: it is ended")
+            with suppress(ProvisionerError):
+                await self._clean(False)
 
     async def _launch(self, request: LaunchRequest) -> Mapping[str, Any]:
         await self._settle()
