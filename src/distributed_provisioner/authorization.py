@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 import socket
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 
 from .errors import ConfigurationError, NotAuthorizedError
 from .models import HostAddress
+from .own_user import own_name
 from .settings import Settings
 
 USER_VARIABLE = "KERNEL_USERNAME"
@@ -18,7 +17,7 @@ PIN_VARIABLE = "KERNEL_REMOTE_HOST"
 
 def requesting_user(request_env: Mapping[str, str]) -> str:
     """The user that a kernel is for: `KERNEL_USERNAME` of the start request, else the server's own user."""
-    return request_env.get(USER_VARIABLE) or _server_user()
+    return request_env.get(USER_VARIABLE) or own_name()
 
 
 def authorize(user: str, settings: Settings) -> None:
@@ -116,16 +115,3 @@ def _is_local(address: HostAddress) -> bool:
 def _local_names() -> Iterable[str]:
     own = _canonical(socket.gethostname())
     return {"localhost", "127.0.0.1", "::1", own, own.partition(".")[0]}
-
-
-def _server_user() -> str:
-    try:
-        import pwd
-
-        return pwd.getpwuid(os.getuid()).pw_name
-    except (ImportError, KeyError):  # Windows; a uid without an account, as in some containers
-        pass
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return str(os.getuid())

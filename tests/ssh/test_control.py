@@ -88,6 +88,7 @@ def test_replies_to_nobody_and_unknown_events_are_ignored(run: Run) -> None:
         ({"type": "interpreter-not-found"}, errors.InterpreterNotFoundError),
         ({"type": "timeout", "log_tail": "the end"}, errors.LaunchTimeoutError),
         ({"type": "ports-exhausted"}, errors.PortRangeExhaustedError),
+        ({"type": "too-large"}, errors.TooLargeError),
         ({"type": "cancelled"}, errors.LaunchError),
         ({"type": "superseded"}, errors.LaunchError),
         ({"type": "of tomorrow"}, errors.LaunchError),

@@ -68,12 +68,13 @@ def test_hostname_user_port_and_identity_come_from_the_users_config(
 ) -> None:
     """People write aliases in remote_hosts."""
     address = address_of(ssh_config, "host1")
+    user = cluster.user if cluster.rootless else "root"
     shutil.copy(key, cluster.home / "elsewhere")
     write(
-        ssh_config, f"Host my-alias\n HostName {address}\n User root\n Port 22\n IdentityFile ~/elsewhere\n"
+        ssh_config, f"Host my-alias\n HostName {address}\n User {user}\n Port 22\n IdentityFile ~/elsewhere\n"
     )
     welcome = run(get("my-alias").connect())
-    assert (welcome.user, welcome.hostname) == ("root", "host1")
+    assert (welcome.user, welcome.hostname) == (user, "host1")
 
 
 def test_the_user_is_the_entrys_then_remote_user_then_the_configs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sys
 from pathlib import Path
@@ -120,9 +121,9 @@ def test_a_directory_is_shipped_once_and_again_when_the_host_has_lost_it(
         await connection.connect()
         assert await connection.ship("/no/such/directory") is None
         first = await connection.ship(str(spec))
-        sent = connection._control._numbers.__reduce__()  # type: ignore[union-attr]
+        sent = repr(connection._control._numbers)  # type: ignore[union-attr]
         assert await connection.ship(str(spec)) == first
-        assert connection._control._numbers.__reduce__() == sent  # type: ignore[union-attr]
+        assert repr(connection._control._numbers) == sent  # type: ignore[union-attr]
         return first
 
     digest = run(ship())
@@ -141,3 +142,14 @@ def test_a_directory_is_shipped_once_and_again_when_the_host_has_lost_it(
     assert f"shipped copy {os.getpid()}" in str(getattr(failed.value, "log_tail", ""))
     assert host.path(f"{bundles}/{digest}/bin/run.sh").exists()
     run(forget(connection, params))
+
+
+def test_no_request_is_larger_than_a_listener_takes(tmp_path: Path) -> None:
+    """Very many files without content are large, too: their names travel."""
+    for number in range(3000):
+        (tmp_path / f"{'n' * 200}{number}").touch()
+    bundle = read_bundle(str(tmp_path))
+    assert bundle is not None
+    sizes = [len(json.dumps(piece)) for piece in pieces(bundle)]
+    assert len(sizes) > 1
+    assert max(sizes) < 1 << 20

@@ -6,7 +6,6 @@ reads files and may run a command (`Match exec`): for a worker thread, never for
 
 from __future__ import annotations
 
-import getpass
 import os
 import re
 from collections.abc import Sequence
@@ -19,7 +18,15 @@ import asyncssh
 
 from ..errors import HostUnreachableError
 from ..models import HostAddress, Login
-from .host_keys import DEFAULT_GLOBAL_FILES, DEFAULT_USER_FILES, Identity, KnownHosts, ordered_algorithms, short_form
+from ..own_user import give_own_name_to_libraries, own_name
+from .host_keys import (
+    DEFAULT_GLOBAL_FILES,
+    DEFAULT_USER_FILES,
+    Identity,
+    KnownHosts,
+    ordered_algorithms,
+    short_form,
+)
 from .keys import KeyFiles, agent_path, load_key_files
 
 KEEPALIVE_INTERVAL = 4.0
@@ -139,6 +146,7 @@ def _find(
 def _options(
     host: str, user: str | None, port: int | None, files: Sequence[Path]
 ) -> asyncssh.SSHClientConnectionOptions:
+    give_own_name_to_libraries()
     # Keys and known hosts are handed over when connecting: what asyncssh makes of them here would fail for a file that is missing.
     return asyncssh.SSHClientConnectionOptions(
         config=[str(file) for file in files],
@@ -194,7 +202,7 @@ def _known_hosts_files(config: Any, options: asyncssh.SSHClientConnectionOptions
     ]
     tokens = {
         "%": "%", "d": str(Path.home()), "h": options.host, "n": original, "p": str(options.port),
-        "r": options.username, "u": getpass.getuser(), "i": str(os.getuid()) if hasattr(os, "getuid") else "",
+        "r": options.username, "u": own_name(), "i": str(os.getuid()) if hasattr(os, "getuid") else "",
         "k": config.get("HostKeyAlias") or original,
     }  # fmt: skip
     expanded = (re.sub(r"%(.)", lambda found: tokens.get(found[1], found[0]), name) for name in names)

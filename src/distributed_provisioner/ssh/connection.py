@@ -20,6 +20,7 @@ import asyncssh
 from ..errors import ConnectionLostError, HostError, HostUnreachableError, ProvisionerError
 from ..models import HostAddress, KernelTransport, Login, RemoteProcess
 from . import transport as ssh
+from .beside import beside
 from .control import Control, NeedBundle
 from .errors import Progress, lost, translate
 from .forward import Attachment, attach_remote
@@ -124,9 +125,7 @@ class HostConnection:
             self.error = error
             if self.unreachable_since is None:
                 self.unreachable_since = time.monotonic()
-                _log.info("[host=%s] cannot be used: %s", self.address, error)
-            else:
-                _log.debug("[host=%s] still cannot be used: %s", self.address, error)
+            _log.debug("[host=%s] cannot be used: %s", self.address, error)  # whoever wanted it says so aloud
         self._return_later()
 
     async def _connect(self, reach_timeout: float | None) -> Welcome:
@@ -212,7 +211,11 @@ class HostConnection:
         self.state = "lost"
         self.unreachable_since = time.monotonic()
         self.error = failure if isinstance(failure, HostError) else None
-        _log.warning("[host=%s] connection lost: %s", self.address, failure)
+        if len(self._watches):
+            _log.warning("[host=%s] connection lost: %s", self.address, failure)
+        else:
+            _log.info("[host=%s] the connection has ended; it carried no kernel and is made again when needed", self.address)
+            _log.debug("[host=%s] it ended like this: %s", self.address, failure)
         self._watches.tell_all(KernelEvent("lost"))
         self._return_later()
 
@@ -279,7 +282,7 @@ class HostConnection:
             KernelSpecError: a file cannot be read.
             HostError: it could not be sent.
         """
-        bundle = await asyncio.get_running_loop().run_in_executor(None, read_bundle, resource_dir)
+        bundle = await beside(lambda: read_bundle(resource_dir))
         if bundle is None:
             return None
         if bundle.digest not in self._bundles:
@@ -297,8 +300,8 @@ class HostConnection:
     async def _ship(self, bundle: Bundle) -> None:
         try:
             control = self._connected()
-            loop, left = asyncio.get_running_loop(), pieces(bundle)
-            while (piece := await loop.run_in_executor(None, next, left, None)) is not None:
+            left = pieces(bundle)
+            while (piece := await beside(lambda: next(left, None))) is not None:
                 await control.request("ship", piece, timeout=60.0)
             self._bundles.add(bundle.digest)
             _log.debug("[host=%s] shipped %d files of %s", self.address, len(bundle.files), bundle.directory)

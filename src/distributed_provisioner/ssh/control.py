@@ -26,6 +26,7 @@ from ..errors import (
     PortRangeExhaustedError,
     ProtocolError,
     ProvisionerError,
+    TooLargeError,
 )
 from .bootstrap import PYTHONS, MarkerSearch, TooMuchNoise, new_marker, preface, words
 from .errors import lost
@@ -33,6 +34,9 @@ from .wire import ProcessWire, SessionWire, Wire
 
 PROTOCOL = 1
 MAX_LINE = 64 << 20
+"""Bytes of what a listener says at once: it may be a long log."""
+MAX_REQUEST = 8 << 20
+"""Bytes of a request; a listener takes no more."""
 
 _log = logging.getLogger(__name__)
 
@@ -109,6 +113,7 @@ class Control:
         Raises:
             ConnectionLostError: the channel ended (or had ended before).
             HostUnreachableError: no answer in time.
+            TooLargeError: it was not sent.
             LaunchError, HostSetupError, ProtocolError: what the listener answered.
         """
         return await self._ask(op, params, timeout)
@@ -134,10 +139,9 @@ class Control:
     ) -> dict[str, Any]:
         number = next(self._numbers)
         line = json.dumps({"id": number, "op": op, **params}).encode() + b"\n"
-        if len(line) > MAX_LINE:
-            raise ProtocolError(
-                f"A request '{op}' to {self.host} has {len(line) >> 20} MB; at most {MAX_LINE >> 20} are taken. "
-                "Make its environment or its arguments smaller.",
+        if len(line) > MAX_REQUEST:
+            raise TooLargeError(
+                f"the request '{op}' has {len(line) >> 20} MB, at most {MAX_REQUEST >> 20} are taken; {_largest(params)}",
                 host=self.host,
             )
         if self.failure is not None:
@@ -282,8 +286,18 @@ def exception_of(error: Mapping[str, Any], host: str) -> ProvisionerError:
         return LauncherExitedError(message, exit_status=error.get("exit_status"), log_tail=tail, host=host)
     if kind in ("setup", "resources"):
         return HostSetupError(f"{host} cannot be used: {message}. Mend that there and try again.", host=host)
-    if kind in ("bad-request", "unknown-op"):
-        return ProtocolError(f"The listener on {host} refused a request: {message}", host=host)
+    if kind == "bad-request":
+        return ProtocolError(
+            f"The listener on {host} refused a request: {message}. Correct that in kernel.json or in the start request; "
+            "if it comes from neither, it is a bug of distributed-provisioner: report it.",
+            host=host,
+        )
+    if kind == "unknown-op":
+        return ProtocolError(
+            f"The listener on {host} refused a request: {message}. It is of another version: "
+            "use the same version of distributed-provisioner for all servers of this user.",
+            host=host,
+        )
     if kind == "timeout":
         failure = LaunchTimeoutError(message, host=host)
         failure.log_tail = tail  # type: ignore[attr-defined] # as LauncherExitedError has it
@@ -291,8 +305,20 @@ def exception_of(error: Mapping[str, Any], host: str) -> ProvisionerError:
     return _LAUNCH_ERRORS.get(str(kind), LaunchError)(message, host=host)
 
 
+def _largest(params: Mapping[str, Any]) -> str:
+    """What of a launch is the largest: names only, values may be secrets."""
+    groups = ("spec_env", "request_env", "argv")
+    sizes = {f"its {name}": len(str(value)) for name, value in params.items() if name not in groups}
+    for name, value in {**params.get("spec_env", {}), **params.get("request_env", {})}.items():
+        sizes[f"the environment variable {name}"] = len(value)
+    sizes.update((f"argument {number}", len(item)) for number, item in enumerate(params.get("argv", ())))
+    name = max(sizes, key=lambda name: sizes[name], default="it")
+    return f"{name} has {sizes.get(name, 0) >> 20} MB of it"
+
+
 _LAUNCH_ERRORS: dict[str, type[LaunchError]] = {
     "interpreter-not-found": InterpreterNotFoundError,
     "ports-exhausted": PortRangeExhaustedError,
     "need-bundle": NeedBundle,
+    "too-large": TooLargeError,
 }

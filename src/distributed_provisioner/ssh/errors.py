@@ -10,6 +10,7 @@ import asyncio
 import errno
 import socket
 from dataclasses import dataclass, field
+from typing import Literal
 
 import asyncssh
 
@@ -39,6 +40,8 @@ class Progress:
     user: str = ""
     via: str = ""
     """` through the jump host …`, or nothing."""
+    stage: Literal["configuration", "name", "connection"] = "connection"
+    """What is under way until `connected`."""
     connected: bool = False
     banner: str = ""
     """The host's SSH version, once it has sent it."""
@@ -85,6 +88,19 @@ def timed_out(progress: Progress, timeout: float) -> HostUnreachableError:
             p,
             f"the proxy command has not brought an SSH banner within {timeout:g} s{_proxy_words(p)}",
             f"Try the command by hand: {p.at}",
+        )
+    if p.stage == "configuration":
+        return _unreachable(
+            p,
+            f"ssh's configuration was not read within {timeout:g} s",
+            "Look for a Match exec in ~/.ssh/config whose command hangs, or a file on a file system that does.",
+        )
+    if p.stage == "name":
+        name = _name(p)
+        return _unreachable(
+            p,
+            f"its name {name} was not resolved within {timeout:g} s",
+            f"Check the name server (`getent hosts {name}` should answer at once), or raise connect_timeout.",
         )
     if not p.connected:
         return _unreachable(
@@ -157,9 +173,13 @@ def _proxy_words(p: Progress) -> str:
 def _unknown_name(error: BaseException, p: Progress) -> HostError:
     return _unreachable(
         p,
-        f"its name {p.at.rpartition(':')[0] or p.at} is unknown ({_strerror(error)})",
+        f"its name {_name(p)} is unknown ({_strerror(error)})",
         "Correct the name in remote_hosts, or give it a HostName in ~/.ssh/config.",
     )
+
+
+def _name(p: Progress) -> str:
+    return p.at.rpartition(":")[0] or p.at
 
 
 def _no_route(error: BaseException, p: Progress) -> HostError:

@@ -19,6 +19,7 @@ import asyncssh
 
 from ..errors import ConfigurationError
 from ..models import CHANNELS, RemoteProcess
+from .beside import NoThread, beside
 
 LONGEST_PATH = 100
 """Bytes of a near end's path; macOS takes 103, Linux 107."""
@@ -189,19 +190,16 @@ class Forward:
 
 async def _in_thread(calls: Sequence[Callable[[], None]]) -> None:
     """Run what touches the file system beside the loop, to its end even when the caller is cancelled."""
-    loop = asyncio.get_running_loop()
 
     def work() -> None:
         for call in calls:
             call()
 
-    try:
-        running = loop.run_in_executor(None, work)
-    except RuntimeError:  # the interpreter is ending and takes no more work for threads
-        work()
-        return
+    running = asyncio.ensure_future(beside(work))
     try:
         await asyncio.shield(running)
+    except NoThread:  # the interpreter is ending
+        work()
     except asyncio.CancelledError:
         await asyncio.wait([running])
         raise

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import secrets
 import socket
 from collections.abc import Iterator
 from typing import ClassVar
 
+from ..errors import ConnectionLostError
 from ..io_thread import IOThread
 from ..models import HostAddress, Login
+from ..own_user import own_name
 from .connection import HostConnection
 from .transport import Handshakes
 
@@ -26,28 +27,37 @@ class Connections:
     def __init__(self) -> None:
         self.client = secrets.token_hex(8)
         """Names this process to the listeners."""
-        self.owner = f"{getpass.getuser()}@{socket.gethostname()}"
-        """Whose kernels they are, where `get` is not told."""
+        self.owner = f"{own_name()}@{socket.gethostname()}"
+        """Whose kernels they are."""
+        self.closed = False
         self._handshakes = Handshakes()
-        self._connections: dict[tuple[HostAddress, Login, str], HostConnection] = {}
+        self._connections: dict[tuple[HostAddress, Login], HostConnection] = {}
 
     @classmethod
     def current(cls) -> Connections:
         """The ones of this process's I/O thread: a forked child has its own, and never touches its parent's."""
         thread = IOThread.current()
         found = cls._by_thread.get(thread)
-        if found is None:
+        if found is None or (found.closed and not thread.closing):
             found = cls._by_thread[thread] = cls()
             thread.on_close(found.close)
         return found
 
-    def get(self, address: HostAddress, login: Login, owner: str = "") -> HostConnection:
-        """The connection to a host, not connected yet if it is new: always the same one for the same arguments."""
-        key = (address, login, owner or self.owner)
-        found = self._connections.get(key)
+    def get(self, address: HostAddress, login: Login) -> HostConnection:
+        """The connection to a host, not connected yet if it is new: always the same one for the same arguments.
+
+        Raises:
+            ConnectionLostError: all were closed, because the process ends.
+        """
+        if self.closed:
+            raise ConnectionLostError(
+                f"{address} is not connected to any more: this process is ending. Start the kernel from another one.",
+                host=str(address),
+            )
+        found = self._connections.get((address, login))
         if found is None or found.state == "closed":
-            found = HostConnection(address, login, self._handshakes, key[2], self.client)
-            self._connections[key] = found
+            found = HostConnection(address, login, self._handshakes, self.owner, self.client)
+            self._connections[(address, login)] = found
         return found
 
     def __iter__(self) -> Iterator[HostConnection]:
@@ -55,6 +65,7 @@ class Connections:
 
     async def close(self) -> None:
         """Close all of them, after what is under way on forwards has got through."""
+        self.closed = True
         connections, self._connections = list(self._connections.values()), {}
         if any(connection.forwarding for connection in connections):
             await asyncio.sleep(LAST_WORDS)

@@ -68,7 +68,7 @@ def pieces(bundle: Bundle) -> Iterator[dict[str, Any]]:
                 batch.append(
                     {"name": name, "mode": mode, "data": base64.b64encode(data).decode(), "more": more}
                 )
-                size += len(data)
+                size += len(data) + len(name) + 100  # very many empty files are large, too
                 if size >= PIECE:
                     yield {"bundle": bundle.digest, "files": batch}
                     batch, size = [], 0

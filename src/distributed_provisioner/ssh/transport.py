@@ -20,14 +20,11 @@ from typing import Any
 import asyncssh
 
 from ..models import HostAddress, Login
+from .beside import Lookups
 from .config import CIPHERS, KEEPALIVE_COUNT, KEEPALIVE_INTERVAL, Target, find_target
 from .errors import Dropped, Progress, timed_out, translate
 from .host_keys import host_key_error
 from .keys import Keyring
-
-if logging.getLogger("asyncssh").level == logging.NOTSET:
-    # It tells each channel at INFO; whoever wants that asks for it.
-    logging.getLogger("asyncssh").setLevel(logging.WARNING)
 
 FIRST_RETRY = 0.15
 """Seconds before a host that drops connections under load (MaxStartups) is asked again; grows, with jitter."""
@@ -37,9 +34,13 @@ OnLost = Callable[["SSHTransport", "BaseException | None"], None]
 
 
 class Handshakes:
-    """One handshake at a time for each machine, so that a burst does not meet sshd's MaxStartups."""
+    """One handshake at a time for each machine, so that a burst does not meet sshd's MaxStartups; and one look-up for each name."""
 
     def __init__(self) -> None:
+        self.lookups = Lookups()
+        if logging.getLogger("asyncssh").level == logging.NOTSET:
+            # It tells each channel at INFO, and there are five for each client of a kernel. A level that the application has set stays.
+            logging.getLogger("asyncssh").setLevel(logging.WARNING)
         self._locks: dict[tuple[str, int], asyncio.Lock] = {}
 
     def lock(self, host: str, port: int) -> asyncio.Lock:
@@ -120,7 +121,7 @@ class _Attempt:
         on_lost: OnLost,
         reach_timeout: float | None,
     ) -> None:
-        self.progress = Progress(host=str(address), at=str(address))
+        self.progress = Progress(host=str(address), at=str(address), stage="configuration")
         self.dropped: Dropped | None = None
         self._address, self._login = address, login
         self._handshakes = handshakes
@@ -128,8 +129,9 @@ class _Attempt:
         self._reach_timeout = reach_timeout
 
     async def run(self) -> SSHTransport:
-        loop = asyncio.get_running_loop()
-        target = await loop.run_in_executor(None, find_target, self._address, self._login)
+        target = await self._handshakes.lookups.get(
+            (self._address, self._login), lambda: find_target(self._address, self._login)
+        )
         pause = FIRST_RETRY
         while True:
             transport = SSHTransport(target)
@@ -186,7 +188,7 @@ class _Attempt:
                 progress.connected = True
             elif through is None:
                 try:
-                    sock = await asyncio.wait_for(open_socket(hop), self._reach_timeout)
+                    sock = await asyncio.wait_for(self._open_socket(hop, progress), self._reach_timeout)
                 except asyncio.TimeoutError:
                     raise ReachTimeout from None
                 progress.connected = True
@@ -207,6 +209,16 @@ class _Attempt:
             keyring.close()
             if sock is not None and client.connection is None:
                 sock.close()
+
+
+    async def _open_socket(self, hop: Target, progress: Progress) -> socket.socket:
+        progress.stage = "name"
+        found = await self._handshakes.lookups.get(
+            (hop.host, hop.family),
+            lambda: socket.getaddrinfo(hop.host, None, family=hop.family, type=socket.SOCK_STREAM),
+        )
+        progress.stage = "connection"
+        return await open_socket(hop, found)
 
 
 async def _handshake(
@@ -357,12 +369,15 @@ class _Proxy:
             self.words = (self.words + data)[:16384]
 
 
-async def open_socket(hop: Target) -> socket.socket:
-    """A TCP connection to the first address of the host that answers. Raises OSError (of the first address)."""
+async def open_socket(hop: Target, found: Sequence[tuple[Any, ...]]) -> socket.socket:
+    """A TCP connection to the first address of the host that answers. Raises OSError (of the first address).
+
+    Args:
+        found: what `socket.getaddrinfo` gave for the host, without a port.
+    """
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(hop.host, hop.port, family=hop.family, type=socket.SOCK_STREAM)
     first: OSError | None = None
-    for number, (family, kind, protocol, _, where) in enumerate(found):
+    for number, (family, kind, protocol, _, (ip, _port, *rest)) in enumerate(found):
         sock = socket.socket(family, kind, protocol)
         try:
             sock.setblocking(False)
@@ -371,7 +386,7 @@ async def open_socket(hop: Target) -> socket.socket:
                 sock.bind(hop.bind)
             # An address that is silent must not keep the next one from being tried.
             patience = None if number == len(found) - 1 else 2.0
-            await asyncio.wait_for(loop.sock_connect(sock, where), patience)
+            await asyncio.wait_for(loop.sock_connect(sock, (ip, hop.port, *rest)), patience)
             return sock
         except (OSError, asyncio.TimeoutError) as error:
             sock.close()

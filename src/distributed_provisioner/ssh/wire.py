@@ -14,6 +14,10 @@ from .bootstrap import local_command, remote_command
 MAX_STDERR = 16 << 10
 """Bytes of what the other end complained about that are kept, for error messages."""
 
+HANDED_OVER = ("HOME", "USER", "LOGNAME", "SHELL", "PATH", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
+"""What the bridge on this machine gets of the server's environment, beside LC_*: passwords and tokens of the server are no listener's and
+no kernel's business. This Python itself may need LD_LIBRARY_PATH to start; kernels do not get that."""
+
 Received = Callable[[bytes], None]
 Ended = Callable[["BaseException | None"], None]
 
@@ -112,7 +116,7 @@ class _Session(asyncssh.SSHClientSession[bytes]):
 
 
 class ProcessWire(Wire):
-    """A bridge on this machine: a child process, in a session of its own, with this process's environment."""
+    """A bridge on this machine: a child process, in a session of its own, with what a log-in would have of this process's environment."""
 
     def __init__(self, received: Received, ended: Ended) -> None:
         super().__init__(received, ended)
@@ -124,7 +128,7 @@ class ProcessWire(Wire):
         """Start the bridge. Raises OSError."""
         loop = asyncio.get_running_loop()
         transport, _ = await loop.subprocess_exec(
-            lambda: _Child(self), *local_command(marker), start_new_session=True, env=dict(os.environ)
+            lambda: _Child(self), *local_command(marker), start_new_session=True, env=_environment()
         )
         self._transport = transport
         self._stdin = transport.get_pipe_transport(0)  # type: ignore[assignment]
@@ -142,6 +146,12 @@ class ProcessWire(Wire):
         # asyncio logs a warning about a child whose end it cannot tell to a loop that is closed.
         if self._transport is not None:
             await self._gone.wait()
+
+
+def _environment() -> dict[str, str]:
+    return {
+        name: value for name, value in os.environ.items() if name in HANDED_OVER or name.startswith("LC_")
+    }
 
 
 class _Child(asyncio.SubprocessProtocol):
