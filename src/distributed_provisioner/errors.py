@@ -103,6 +103,10 @@ class InterpreterNotFoundError(LaunchError, FileNotFoundError):
     """argv[0] of the kernel specification is not on the host."""
 
 
+class TooLargeError(LaunchError):
+    """The environment or the arguments of the kernel are larger than a program, or a request, may have."""
+
+
 class PortRangeExhaustedError(LaunchError):
     """The host has too few free ports in the port range."""
 

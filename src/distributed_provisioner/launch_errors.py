@@ -8,6 +8,7 @@ from .errors import (
     LaunchError,
     LaunchTimeoutError,
     PortRangeExhaustedError,
+    TooLargeError,
 )
 from .models import HostAddress, LaunchRequest
 
@@ -22,6 +23,8 @@ def explained(error: LaunchError, request: LaunchRequest, host: HostAddress) -> 
     where = {"host": str(host), "kernel_id": request.kernel_id}
     if isinstance(error, LauncherExitedError):
         text = f"The kernel did not start on {host}: {said}. {_log(tail)}"
+        if not tail.strip():
+            text += " Run the argv of its kernel.json by hand on that host to see why, or correct it."
         return LauncherExitedError(text, exit_status=error.exit_status, log_tail=tail, **where)
     if isinstance(error, LaunchTimeoutError):
         late = LaunchTimeoutError(
@@ -42,6 +45,8 @@ def explained(error: LaunchError, request: LaunchRequest, host: HostAddress) -> 
             f"{host} has no room in the port range {request.port_range}: {said}. Widen port_range, or end kernels there.",
             **where,
         )
+    if isinstance(error, TooLargeError):
+        return TooLargeError(f"The kernel cannot be started on {host}: {said}. Shorten that.", **where)
     return type(error)(f"The kernel was not started on {host}: {said}. Try again.", **where)
 
 

@@ -102,11 +102,15 @@ def build_request(
     Raises:
         NotAuthorizedError: the user may not.
         ConfigurationError: something in the request or in an option cannot be used.
-        KernelSpecError: the argv names a file of the specification that is not there.
+        KernelSpecError: the argv is empty, or names a file of the specification that is not there.
     """
     environ = server_environment()
     requested = kernel_environment(env, environ, kernel_id, str(kernel_spec.language or ""))
     authorize(requesting_user(requested), settings)
+    if not kernel_spec.argv:
+        raise KernelSpecError(
+            f"Kernel specification '{kernel_name}' cannot be launched: its argv is empty. Put the kernel's command into its kernel.json."
+        )
     argv = (*map(str, kernel_spec.argv), *map(str, extra_arguments))
     resource_dir = str(kernel_spec.resource_dir or "")
     _check_files(kernel_name, argv, resource_dir)
@@ -129,7 +133,7 @@ def build_request(
         request_env=requested,
         directories=tuple(
             dict.fromkeys(
-                filter(None, (requested.get("KERNEL_WORKING_DIR"), os.fspath(cwd) if cwd else os.getcwd()))
+                filter(None, (requested.get("KERNEL_WORKING_DIR"), os.fspath(cwd) if cwd else _own_directory()))
             )
         ),
         resource_dir=resource_dir,
@@ -169,6 +173,13 @@ def _check_files(kernel_name: str, argv: Sequence[str], resource_dir: str) -> No
                 f"Kernel specification '{kernel_name}' cannot be launched: its argv names {path}, and there is no such file. "
                 "Install the specification again, or correct its kernel.json."
             )
+
+
+def _own_directory() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed below us: the kernel begins in the user's home
+        return None
 
 
 def _is_known_for_ipc(argv: Sequence[str]) -> bool:

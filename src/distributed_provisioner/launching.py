@@ -127,8 +127,10 @@ class Launch:
         try:
             return await self._attempt(reservation)
         except HostError:
-            connection = Connections.current().get(reservation.address, self.request.login)
-            if not self._got_through or connection.state == "connected":
+            connections = Connections.current()
+            if not self._got_through or connections.closed:
+                raise
+            if connections.get(reservation.address, self.request.login).state in ("connected", "closed"):
                 raise
             # The line may have been dead for long, with nobody there to notice it. The host itself is asked once more.
             return await self._attempt(reservation)
@@ -236,7 +238,9 @@ class Launch:
         if len(reasons) == 1:
             message = str(*reasons.values())
         else:
-            lines = "".join(f"\n  {host}: {error}" for host, error in reasons.items())
+            lines = "".join(
+                f"\n  {error if str(error).startswith(host) else f'{host}: {error}'}" for host, error in reasons.items()
+            )
             message = f"None of the {len(reasons)} hosts could take the kernel. Mend one of them and try again:{lines}"
         return NoHostAvailableError(message, tried=reasons, kernel_id=self.request.kernel_id)
 

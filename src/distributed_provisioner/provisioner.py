@@ -96,11 +96,14 @@ class DistributedProvisioner(SettingsTraits, KernelProvisionerBase):  # type: ig
             NotAuthorizedError: the user may not start this kernel (403).
             ConfigurationError: something in the request or in an option cannot be used.
         """
-        await take_turn()
         try:
+            await take_turn()
             self._request = self._build_request(kwargs)
         except ProvisionerError as error:
             raise self._failed(error) from error.__cause__
+        except BaseException:
+            self._manager.forget_pending(self.kernel_id)
+            raise
         return {**kwargs, "cmd": list(self._request.argv)}
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:

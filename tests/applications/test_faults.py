@@ -72,9 +72,9 @@ FAULTS = {
     ),
     "no host left": Fault(
         "None of the 2 hosts could take the kernel. Mend one of them and try again:\n"
-        "  {user}@host1:9: {user}@host1:9 cannot be reached: {address}:9 refused the connection."
+        "  {user}@host1:9 cannot be reached: {address}:9 refused the connection."
         " Check that sshd runs there and that the port is right (ssh_port, or user@host:port).\n"
-        "  no-such-host.invalid: no-such-host.invalid cannot be reached: its name no-such-host.invalid is unknown ({unknown_name})."
+        "  no-such-host.invalid cannot be reached: its name no-such-host.invalid is unknown ({unknown_name})."
         " Correct the name in remote_hosts, or give it a HostName in ~/.ssh/config.",
         NOBODY, 503, {"remote_hosts": ["{user}@host1:9", "no-such-host.invalid"]}, reason=errors.HostUnreachableError,
     ),

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
 
@@ -20,6 +19,10 @@ import distributed_provisioner
 from distributed_provisioner.provisioner import DistributedProvisioner
 from distributed_provisioner.testing.host import Host
 
+needs_encryption = pytest.mark.skipif(
+    not hasattr(AsyncKernelManager, "transport_encryption"),
+    reason="other platform: jupyter_client before 8.9 does not encrypt",
+)
 LAUNCHER = "launch_ipykernel.py"
 REMOTE = Path(distributed_provisioner.__file__).parent / "remote"
 
@@ -120,16 +123,3 @@ def kernels_on(host: Host) -> list[str]:
         for p in host.processes()
         if "launch_ipykernel" in p.command or "ipykernel_launcher" in p.command
     ]
-
-
-def revive_sshd(host: Host) -> None:
-    """Start a killed sshd; one that is still dying looks as if it ran."""
-    for _ in range(50):
-        host.start_sshd()
-        time.sleep(0.05)
-        try:
-            socket.create_connection((host.address, host.port), 1).close()
-        except OSError:
-            continue
-        return
-    raise AssertionError(f"{host} does not come back")

@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +17,6 @@ from tests.cluster.real_kernels import (
     host_of,
     kernels_on,
     provisioner_of,
-    revive_sshd,
     run,
     running,
     until,
@@ -35,19 +33,17 @@ if TYPE_CHECKING:
     from distributed_provisioner.testing.host import Host
     from distributed_provisioner.testing.namespaces import Cluster
 
-pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(autouse=True)
-def _alone(isolated: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    HostPool._current = None
-    monkeypatch.setenv("GP_UNAUTHORIZED_USERS", "")
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("alone")]
 
 
 def pid_of(manager: Any) -> int:
     process = provisioner_of(manager).kernel.process
     assert process is not None
     return process.kernel_pid
+
+
+def files_of(kernel_id: str, host: Host) -> list[str]:
+    return [name for name in host.files() if kernel_id in name]
 
 
 def state_of(manager: Any) -> KernelState:
@@ -127,9 +123,28 @@ async def test_a_restart_goes_elsewhere_when_its_host_is_gone(
             assert "started on host2" in caplog.text
             assert kernels_on(cluster["host1"])
         finally:
-            revive_sshd(cluster["host1"])
+            cluster["host1"].start_sshd()
         await until(lambda: not kernels_on(cluster["host1"]))
         assert kernels_on(cluster["host2"])
+
+
+async def test_what_a_dead_kernel_left_is_removed_when_its_host_is_back_after_a_restart_elsewhere(
+    cluster: Cluster,
+) -> None:
+    """If it fails: logs and directories of kernels that moved pile up on hosts that were away."""
+    async with running(write_spec(remote_hosts=["host1", "host2"], connect_timeout=2)) as (manager, client):
+        host, kernel_id = cluster["host1"], manager.kernel_id
+        host.run("kill", "-9", str(pid_of(manager)))
+        await until(lambda: state_of(manager) is KernelState.EXITED)
+        assert files_of(kernel_id, host)
+        host.kill_sshd()
+        try:
+            await asyncio.wait_for(manager.restart_kernel(now=True), 20)
+            assert host_of(manager) == "host2"
+        finally:
+            host.start_sshd()
+        await until(lambda: not files_of(kernel_id, host))
+        assert await run(client, "print(1)") == "1"
 
 
 @pytest.mark.parametrize("now", [True, False])
@@ -261,7 +276,7 @@ def ioloop_manager(spec: str) -> AsyncIOLoopKernelManager:
 
 
 SILENCES: dict[str, tuple[Callable[[Host], None], Callable[[Host], None], float]] = {
-    "killed sshd": (lambda host: host.kill_sshd(), revive_sshd, 3),
+    "killed sshd": (lambda host: host.kill_sshd(), lambda host: host.start_sshd(), 3),
     "cut": (lambda host: host.cut(), lambda host: host.heal(), 20),
     "blackhole": (lambda host: host.blackhole(), lambda host: host.heal(), 20),
     "paused sshd": (lambda host: host.pause_sshd(), lambda host: host.resume_sshd(), 20),
@@ -340,7 +355,7 @@ async def test_a_shutdown_while_the_host_is_away_is_prompt_and_done_later(cluste
         assert time.monotonic() - start < 2
         assert kernels_on(cluster["host1"])
     finally:
-        revive_sshd(cluster["host1"])
+        cluster["host1"].start_sshd()
     await until(lambda: not kernels_on(cluster["host1"]))
     assert HostPool.current().load(HostAddress("host1")) == 0
 
@@ -362,7 +377,7 @@ async def test_past_unreachable_timeout_the_kernel_is_told_dead_and_nothing_is_r
         await asyncio.sleep(1)
         assert told == ["dead"]
     finally:
-        revive_sshd(cluster["host1"])
+        cluster["host1"].start_sshd()
     await until(lambda: not kernels_on(cluster["host1"]))
     await manager.shutdown_kernel(now=True)
 

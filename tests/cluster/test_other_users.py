@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.cluster.real_kernels import provisioner_of, run, running, write_spec
+from tests.cluster.real_kernels import needs_encryption, provisioner_of, run, running, write_spec
 
 from distributed_provisioner.testing.errors import Unsupported
 from distributed_provisioner.testing.namespaces import Cluster
@@ -97,6 +97,7 @@ print(subscriber.poll(3000))
 """
 
 
+@needs_encryption
 async def test_another_user_hears_nothing_of_an_encrypted_tcp_kernel(cluster: Cluster) -> None:
     """If it fails: a kernel on TCP can be read by everybody who has a login on its host."""
     heard = []

@@ -25,8 +25,8 @@ from jupyter_client.multikernelmanager import AsyncMultiKernelManager
 from tests.cluster.real_kernels import (
     host_of,
     kernels_on,
+    needs_encryption,
     provisioner_of,
-    revive_sshd,
     run,
     running,
     until,
@@ -34,18 +34,11 @@ from tests.cluster.real_kernels import (
 )
 
 from distributed_provisioner import errors, jupyter_manager
-from distributed_provisioner.hosts import HostPool
 
 if TYPE_CHECKING:
     from distributed_provisioner.testing.namespaces import Cluster
 
-pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(autouse=True)
-def _alone(isolated: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    HostPool._current = None
-    monkeypatch.setenv("GP_UNAUTHORIZED_USERS", "")
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("alone")]
 
 
 # --- managers ---------------------------------------------------------------------------------------------------------------------
@@ -155,6 +148,7 @@ async def test_a_kernel_that_is_given_up_by_jupyter_is_forgotten_on_its_host(clu
     await manager.shutdown_kernel(now=True)
 
 
+@needs_encryption
 async def test_required_encryption_cannot_be_kept(cluster: Cluster) -> None:
     """If it fails: an administrator's requirement is ignored in silence."""
     with pytest.raises(RuntimeError, match="required"):
@@ -222,7 +216,7 @@ async def test_polls_are_quick_while_a_kernel_runs_and_while_its_host_is_away(cl
         try:
             assert await best() < 50e-6
         finally:
-            revive_sshd(cluster["host1"])
+            cluster["host1"].start_sshd()
 
 
 # --- Jupyter Server -----------------------------------------------------------------------------------------------------------------
@@ -320,7 +314,7 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path: Path, _alone: None) -> Iterator[Server]:
+def server(tmp_path: Path, alone: None) -> Iterator[Server]:
     running_server = Server(tmp_path)
     yield running_server
     if running_server.process.poll() is None:

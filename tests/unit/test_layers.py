@@ -26,7 +26,8 @@ ENVIRONMENT_READERS = {
     "options.py",  # the same, one by one
     "launch_request.py",  # what of the server's environment a kernel gets
     "ssh/keys.py",  # SSH_AUTH_SOCK and SSH_ASKPASS belong to OpenSSH, not to our options
-    "ssh/wire.py",  # the listener on this machine gets the server's own
+    "ssh/wire.py",  # the listener on this machine gets what a log-in would have of it
+    "own_user.py",  # writes the name that asyncssh asks for where a uid has none
 }
 
 

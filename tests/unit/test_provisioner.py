@@ -363,9 +363,14 @@ async def test_a_refusal_is_a_403() -> None:
 # --- encryption ----------------------------------------------------------------------------------------------------------------------
 
 
+needs_encryption = pytest.mark.skipif(
+    not hasattr(AsyncKernelManager, "transport_encryption"),
+    reason="other platform: jupyter_client before 8.9 does not encrypt",
+)
 CURVE = {"supported_encryption": ["curve"]}
 
 
+@needs_encryption
 @pytest.mark.parametrize(
     ("policy", "metadata", "config", "keys"),
     [
@@ -400,6 +405,7 @@ async def test_curve_keys_are_made_where_they_are_asked_for_and_kept(
         }
 
 
+@needs_encryption
 async def test_required_encryption_that_cannot_be_kept_is_refused() -> None:
     """If it fails: an administrator's requirement is ignored in silence."""
     provisioner = make(AsyncKernelManager(transport_encryption="required"))
