@@ -51,7 +51,9 @@ class ListenerError(Exception):
 class Bridge:
     """A connection to the listener of this user, whose home is `home`."""
 
-    def __init__(self, home: Path, python: str = sys.executable, owner: str = "me", **environment: str) -> None:
+    def __init__(
+        self, home: Path, python: str = sys.executable, owner: str = "me", **environment: str
+    ) -> None:
         marker = bootstrap.new_marker()
         self.process = subprocess.Popen(
             [python, *bootstrap.local_command(marker)[1:]],
@@ -100,7 +102,9 @@ class Bridge:
     def request(self, op: str, **parameters: Any) -> dict[str, Any]:
         return self.reply(self.send(op, **parameters))
 
-    def launch(self, argv: list[str], kernel_id: str = "k", generation: int = 1, **parameters: Any) -> dict[str, Any]:
+    def launch(
+        self, argv: list[str], kernel_id: str = "k", generation: int = 1, **parameters: Any
+    ) -> dict[str, Any]:
         """Launch; the parameters are those of the protocol, with defaults."""
         return self.request("launch", **launch_parameters(argv, kernel_id, generation, **parameters))
 
@@ -114,7 +118,9 @@ class Bridge:
         self.output.close()
 
 
-def launch_parameters(argv: list[str], kernel_id: str = "k", generation: int = 1, **parameters: Any) -> dict[str, Any]:
+def launch_parameters(
+    argv: list[str], kernel_id: str = "k", generation: int = 1, **parameters: Any
+) -> dict[str, Any]:
     return {
         "kernel_id": kernel_id,
         "generation": generation,

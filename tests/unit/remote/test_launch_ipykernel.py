@@ -8,28 +8,19 @@ import re
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 
-from .driver import Bridge, ListenerError, listener_home, until
+from .driver import Bridge, ListenerError, until
 
 LAUNCHER = Path(__file__).parents[3] / "src/distributed_provisioner/remote/launch_ipykernel.py"
 PAGE_ARGV = [
     "python", str(LAUNCHER), "--kernel-id", "{kernel_id}", "--port-range", "{port_range}", "--response-address", "{response_address}",
     "--public-key", "{public_key}", "--kernel-class-name", "ipykernel.ipkernel.IPythonKernel",
 ]  # fmt: skip
-
-
-@pytest.fixture
-def bridge(tmp_path: Path) -> Iterator[Bridge]:
-    with listener_home(tmp_path / "home") as home:
-        connection = Bridge(home)
-        yield connection
-        connection.close()
 
 
 def client_of(info: dict[str, Any]) -> BlockingKernelClient:
@@ -43,19 +34,29 @@ def client_of(info: dict[str, Any]) -> BlockingKernelClient:
 def connection_info(kernel: dict[str, Any]) -> dict[str, Any]:
     ports = {f"{channel}_port": port for channel, port in kernel["ports"].items()}
     transport = "ipc" if kernel["transport"] == "ipc" else "tcp"
-    return {**ports, "transport": transport, "ip": kernel["ip"], "key": kernel["key"], "signature_scheme": "hmac-sha256"}
+    return {
+        **ports,
+        "transport": transport,
+        "ip": kernel["ip"],
+        "key": kernel["key"],
+        "signature_scheme": "hmac-sha256",
+    }
 
 
 def value_of(client: BlockingKernelClient, expression: str) -> Any:
     """The value of an expression in the kernel."""
-    reply = client.execute("", user_expressions={"v": f"__import__('json').dumps({expression})"}, reply=True, timeout=30)
+    reply = client.execute(
+        "", user_expressions={"v": f"__import__('json').dumps({expression})"}, reply=True, timeout=30
+    )
     shown = reply["content"]["user_expressions"]["v"]
     assert shown["status"] == "ok", shown
     found: str = json.loads(shown["data"]["text/plain"][1:-1].replace("\\'", "'").replace("\\\\", "\\"))
     return found
 
 
-@pytest.mark.parametrize("parameters", [{"transport": "ipc"}, {"transport": "tcp", "port_range": [44000, 45000]}])
+@pytest.mark.parametrize(
+    "parameters", [{"transport": "ipc"}, {"transport": "tcp", "port_range": [44000, 45000]}]
+)
 def test_documented_argv_gives_a_kernel(bridge: Bridge, parameters: dict[str, Any]) -> None:
     """The page's kernel.json works, over Unix sockets and on TCP inside the port range."""
     kernel = bridge.launch(PAGE_ARGV, public_key="AAAA", **parameters)
@@ -64,7 +65,11 @@ def test_documented_argv_gives_a_kernel(bridge: Bridge, parameters: dict[str, An
     assert value_of(client, "__import__('os').getpid()") == kernel["kernel_pid"]
     if "port_range" in parameters:
         assert all(44000 <= port <= 45000 for port in kernel["ports"].values())
-    assert not [path for path in value_of(client, "__import__('sys').path") if "distributed_provisioner/remote" in path]
+    assert not [
+        path
+        for path in value_of(client, "__import__('sys').path")
+        if "distributed_provisioner/remote" in path
+    ]
     assert value_of(client, "'JPY_PARENT_PID' in __import__('os').environ") is False
     client.stop_channels()
 
@@ -82,7 +87,11 @@ def test_subclass_of_the_ipython_kernel(bridge: Bridge, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("nosuch.Kernel", "No module named 'nosuch'"), ("json.JSONDecoder", "must be a subclass"), ("json", "cannot be loaded")],
+    [
+        ("nosuch.Kernel", "No module named 'nosuch'"),
+        ("json.JSONDecoder", "must be a subclass"),
+        ("json", "cannot be loaded"),
+    ],
 )
 def test_wrong_kernel_class_is_told(bridge: Bridge, name: str, words: str) -> None:
     """One sentence, not a traceback, says what is wrong with --kernel-class-name."""
@@ -100,14 +109,21 @@ def by_hand(*arguments: str, **environment: str) -> subprocess.Popen[str]:
 
 def test_by_hand_prints_where_the_connection_file_is(tmp_path: Path) -> None:
     """An operator can try a host's kernel without any server."""
-    launcher = by_hand("--kernel-id", "test", "--port-range", "40000..41000", JUPYTER_RUNTIME_DIR=str(tmp_path))
+    launcher = by_hand(
+        "--kernel-id", "test", "--port-range", "40000..41000", JUPYTER_RUNTIME_DIR=str(tmp_path)
+    )
     try:
         assert launcher.stdout is not None
         path = Path(launcher.stdout.readline().split(" is ")[1].strip())
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         info = json.loads(path.read_text())
-        assert all(40000 <= info[f"{channel}_port"] <= 41000 for channel in ("shell", "iopub", "stdin", "control", "hb"))
-        assert re.fullmatch(rf"To use the kernel: jupyter console --existing {path}\n", launcher.stdout.readline())
+        assert all(
+            40000 <= info[f"{channel}_port"] <= 41000
+            for channel in ("shell", "iopub", "stdin", "control", "hb")
+        )
+        assert re.fullmatch(
+            rf"To use the kernel: jupyter console --existing {path}\n", launcher.stdout.readline()
+        )
         client = client_of(info)
         assert value_of(client, "__import__('os').environ['KERNEL_ID']") == "test"
         client.shutdown(reply=True, timeout=30)
@@ -131,6 +147,15 @@ def test_by_hand_refuses_a_bad_port_range(text: str) -> None:
 
 def test_help_names_every_option_of_the_page() -> None:
     """The page's arguments are documented where they are used."""
-    text = subprocess.run([sys.executable, str(LAUNCHER), "--help"], capture_output=True, text=True, check=True).stdout
-    for option in ("kernel-id", "port-range", "response-address", "public-key", "kernel-class-name", "spark-context-initialization-mode"):
+    text = subprocess.run(
+        [sys.executable, str(LAUNCHER), "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    for option in (
+        "kernel-id",
+        "port-range",
+        "response-address",
+        "public-key",
+        "kernel-class-name",
+        "spark-context-initialization-mode",
+    ):
         assert f"--{option}" in text

@@ -13,28 +13,14 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .driver import Bridge, ListenerError, launch_parameters, listener_home, lives, stub_argv, until
+from .driver import Bridge, ListenerError, launch_parameters, lives, stub_argv, until
 
 SAY = "import json, os, sys; print('<<' + json.dumps({}) + '>>', flush=True)"
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
-    with listener_home(tmp_path / "home") as directory:
-        yield directory
-
-
-@pytest.fixture
-def bridge(home: Path) -> Iterator[Bridge]:
-    connection = Bridge(home)
-    yield connection
-    connection.close()
 
 
 def said(bridge: Bridge, kernel_id: str = "k") -> Any:
@@ -121,7 +107,9 @@ def nothing_left(bridge: Bridge) -> bool:
     """No kernel, and no file of one, is left on the host."""
     directory = Path(bridge.welcome["directory"])
     logs = list(Path(bridge.welcome["home"]).glob(".local/state/distributed-provisioner/*/logs/*"))
-    return not bridge.request("list")["kernels"] and [p.name for p in directory.iterdir()] == ["s"] and not logs
+    return (
+        not bridge.request("list")["kernels"] and [p.name for p in directory.iterdir()] == ["s"] and not logs
+    )
 
 
 def test_missing_interpreter_is_told_with_the_path(bridge: Bridge) -> None:
@@ -136,7 +124,9 @@ def test_missing_interpreter_is_told_with_the_path(bridge: Bridge) -> None:
 
 def test_launch_that_takes_too_long_leaves_nothing(bridge: Bridge) -> None:
     """A time-out ends the launcher and its children, and shows what they said."""
-    code = "import subprocess; print('still busy', flush=True); p = subprocess.Popen(['sleep', '300']); p.wait()"
+    code = (
+        "import subprocess; print('still busy', flush=True); p = subprocess.Popen(['sleep', '300']); p.wait()"
+    )
     with pytest.raises(ListenerError) as caught:
         bridge.launch(["python", "-c", code], launch_timeout=1)
     assert (caught.value.kind, caught.value.fields["log_tail"]) == ("timeout", "still busy")
@@ -170,7 +160,9 @@ def test_restart_that_is_cancelled_while_the_old_process_ends_does_not_start(bri
 def test_placeholders_are_substituted_as_jupyter_has_them(bridge: Bridge) -> None:
     """Specifications with {prefix} or {kernel_id} work as with a local kernel; unknown braces stay."""
     code = SAY.replace("{}", "sys.argv[3:]")
-    bridge.launch(stub_argv(code, "{prefix}/x", "{kernel_id}", "{port_range}", "{other} {}"), prefix="/opt/there")
+    bridge.launch(
+        stub_argv(code, "{prefix}/x", "{kernel_id}", "{port_range}", "{other} {}"), prefix="/opt/there"
+    )
     assert said(bridge) == ["/opt/there/x", "k", "0..0", "{other} {}"]
 
 
@@ -191,7 +183,9 @@ def test_values_arrive_byte_for_byte(bridge: Bridge, tmp_path: Path) -> None:
     code = SAY.replace("{}", "[os.environ['KERNEL_X'], os.environ['Y'], sys.argv[3:]]")
     spec = HOSTILE.replace("${HOME}", "").replace("touch /tmp/pwned", f"touch {tmp_path}/pwned")
     bridge.launch(
-        stub_argv(code, HOSTILE.replace("{kernel_id}", "")), request_env={"KERNEL_X": HOSTILE}, spec_env={"Y": spec}
+        stub_argv(code, HOSTILE.replace("{kernel_id}", "")),
+        request_env={"KERNEL_X": HOSTILE},
+        spec_env={"Y": spec},
     )
     assert said(bridge) == [HOSTILE, spec, [HOSTILE.replace("{kernel_id}", "")]]
     assert not (tmp_path / "pwned").exists()
@@ -216,7 +210,9 @@ def test_missing_directory_is_noted_and_home_is_used(bridge: Bridge, tmp_path: P
     kernel = bridge.launch(stub_argv(code), directories=["/not/here"])
     assert said(bridge) == bridge.welcome["home"] == kernel["directory"]
     assert any("/not/here" in note for note in kernel["notes"])
-    assert bridge.launch(stub_argv(code), "k2", directories=["/not/here", str(tmp_path)])["directory"] == str(tmp_path)
+    assert bridge.launch(stub_argv(code), "k2", directories=["/not/here", str(tmp_path)])["directory"] == str(
+        tmp_path
+    )
 
 
 def test_login_environment_is_read_again_when_a_startup_file_changes(home: Path, bridge: Bridge) -> None:
@@ -298,9 +294,8 @@ def test_ports_lie_in_the_range_and_run_out(bridge: Bridge) -> None:
 
 def test_log_is_private_and_bounded(bridge: Bridge) -> None:
     """Megabytes on the real standard error neither hang the kernel nor fill the disk; the last lines can be read."""
-    code = (
-        "import os\nfor i in range(200): os.write(2, (b'%07d ' % i) * 12500)\n"
-        + SAY.replace("{}", "'written'")
+    code = "import os\nfor i in range(200): os.write(2, (b'%07d ' % i) * 12500)\n" + SAY.replace(
+        "{}", "'written'"
     )
     kernel = bridge.launch(stub_argv(code))
     assert said(bridge) == "written"
@@ -318,7 +313,9 @@ def test_log_directory_of_the_operator_is_kept(bridge: Bridge, tmp_path: Path) -
     assert (tmp_path / "logs" / "k.log").read_text() == "hello\n"
 
 
-@pytest.mark.parametrize("kernel_id", ["", "a b;touch x;$(id)", "../../x", ".hidden", "x" * 201, "a/b", "-rf"])
+@pytest.mark.parametrize(
+    "kernel_id", ["", "a b;touch x;$(id)", "../../x", ".hidden", "x" * 201, "a/b", "-rf"]
+)
 def test_hostile_kernel_ids_are_refused(bridge: Bridge, kernel_id: str) -> None:
     """A kernel id may be chosen by a REST client and becomes part of a path."""
     with pytest.raises(ListenerError) as caught:
@@ -330,8 +327,14 @@ def test_hostile_kernel_ids_are_refused(bridge: Bridge, kernel_id: str) -> None:
 @pytest.mark.parametrize(
     "rubbish",
     [
-        b"\0\1\2\n", b"[]\n", b"{}\n", b'{"id": 1, "op": "list"}\n', b'{"id": 1, "op": "__init__"}\n', b'{"op": {}}\n',
-        b"GET / HTTP/1.1\r\n\r\n", b"x" * 100_000,
+        b"\0\1\2\n",
+        b"[]\n",
+        b"{}\n",
+        b'{"id": 1, "op": "list"}\n',
+        b'{"id": 1, "op": "__init__"}\n',
+        b'{"op": {}}\n',
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"x" * 100_000,
     ],
 )
 def test_rubbish_on_the_socket_harms_nobody(bridge: Bridge, rubbish: bytes) -> None:
@@ -380,13 +383,15 @@ def bundle(files: dict[str, tuple[bytes, bool]]) -> str:
     """The digest of a kernelspec's directory, as the protocol has it."""
     total = hashlib.sha256()
     for name, (content, executable) in sorted(files.items()):
-        total.update(f"{name}\0{'x' if executable else '-'}\0{hashlib.sha256(content).hexdigest()}\n".encode())
+        total.update(
+            f"{name}\0{'x' if executable else '-'}\0{hashlib.sha256(content).hexdigest()}\n".encode()
+        )
     return total.hexdigest()
 
 
 def test_shipped_scripts_run_through_their_interpreter(bridge: Bridge, tmp_path: Path) -> None:
     """A specification that the host does not have is shipped, also onto a home that is mounted noexec."""
-    script = b"#!/bin/sh\nexec \"$1\" -c \"$2\" \"$3\" \"print('from', '$0', flush=True)\"\n"
+    script = b'#!/bin/sh\nexec "$1" -c "$2" "$3" "print(\'from\', \'$0\', flush=True)"\n'
     files = {"bin/run.sh": (script, True), "scripts/a b.py": (b"x = 1\n" * 9, False)}
     digest = bundle(files)
     argv = [f"{tmp_path}/spec/bin/run.sh", sys.executable, *stub_argv()[2:4]]
@@ -470,7 +475,15 @@ def test_listener_of_another_version_leaves_when_it_has_nothing_to_do(home: Path
     new.close()
     old.close()
     record.write_text(json.dumps({**older, "version": "older"}))
-    until(lambda: not [p for p in Path("/proc").glob("[0-9]*/cmdline") if b"bridge" in _read(p) and str(home).encode() in _read(p)])
+    until(
+        lambda: (
+            not [
+                p
+                for p in Path("/proc").glob("[0-9]*/cmdline")
+                if b"bridge" in _read(p) and str(home).encode() in _read(p)
+            ]
+        )
+    )
     time.sleep(0.2)
     newest = Bridge(home)
     assert newest.welcome["pid"] != older["pid"]
@@ -491,7 +504,9 @@ def test_stale_files_are_cleared_and_used_ones_stay(home: Path) -> None:
         (cache / name).mkdir(parents=True)
         os.utime(cache / name, (time.time() - age * 86400,) * 2)
     Bridge(home).close()
-    assert sorted(p.name for p in cache.glob("*/") if p.name in ("listener-old", "listener-new")) == ["listener-new"]
+    assert sorted(p.name for p in cache.glob("*/") if p.name in ("listener-old", "listener-new")) == [
+        "listener-new"
+    ]
     assert sorted(p.name for p in (cache / "bundles").iterdir()) == ["new"]
 
 
@@ -501,7 +516,11 @@ def test_sockets_of_an_earlier_boot_are_cleared(home: Path, tmp_path: Path) -> N
         state = home / ".local/state/distributed-provisioner" / name
         state.mkdir(parents=True)
         (tmp_path / name).mkdir()
-        record = {"hostname": hostname, "directory": str(tmp_path / name), "socket": str(tmp_path / name / "s")}
+        record = {
+            "hostname": hostname,
+            "directory": str(tmp_path / name),
+            "socket": str(tmp_path / name / "s"),
+        }
         (state / "listener-1.json").write_text(json.dumps(record))
     Bridge(home).close()
     assert not (tmp_path / "mine").exists()

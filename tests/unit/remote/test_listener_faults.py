@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +18,15 @@ import pytest
 
 from distributed_provisioner.ssh import bootstrap
 
-from .driver import Bridge, ListenerError, listener_home, lives, stub_argv, until
+from .driver import Bridge, ListenerError, lives, stub_argv, until
 
 REMOTE = Path(__file__).parents[3] / "src/distributed_provisioner/remote"
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
-    with listener_home(tmp_path / "home") as directory:
-        yield directory
-
-
-@pytest.fixture
-def bridge(home: Path) -> Iterator[Bridge]:
-    connection = Bridge(home)
-    yield connection
-    connection.close()
-
-
 def resident_kilobytes(pid: int) -> int:
-    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")]
+    [line] = [
+        line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")
+    ]
     return int(line.split()[1])
 
 
@@ -52,7 +40,9 @@ def with_client(home: Path, client: str) -> Bridge:
 # --- leases ------------------------------------------------------------------------------------------------------------------------
 
 
-def test_kernel_of_a_crashed_server_ends_though_another_process_of_the_server_is_there(home: Path, bridge: Bridge) -> None:
+def test_kernel_of_a_crashed_server_ends_though_another_process_of_the_server_is_there(
+    home: Path, bridge: Bridge
+) -> None:
     """A crashed and restarted server must not keep the kernels that nobody can reach any more alive for ever."""
     crashed, adopted = with_client(home, "first"), with_client(home, "second")
     lost = crashed.launch(stub_argv(), "lost", orphan_timeout=1)
@@ -81,7 +71,9 @@ def test_listener_leaves_when_it_is_not_used(home: Path) -> None:
     state = f"import sys; sys.path.insert(0, {str(REMOTE)!r}); import housekeeping, listener; housekeeping.IDLE_EXIT = 0.4; "
     reader, writer = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-c", state + f"listener.serve('x', {writer})"], pass_fds=(writer,), env={**os.environ, "HOME": str(home)}
+        [sys.executable, "-c", state + f"listener.serve('x', {writer})"],
+        pass_fds=(writer,),
+        env={**os.environ, "HOME": str(home)},
     )
     os.close(writer)
     try:
@@ -159,7 +151,9 @@ def test_processes_are_known_by_their_start_time(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="other platform: only root can be another user")
-def test_other_users_are_turned_away_at_the_socket_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_other_users_are_turned_away_at_the_socket_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The directory's mode is the first lock; the socket asks who comes as well."""
     monkeypatch.syspath_prepend(str(REMOTE))
     import connections
@@ -170,7 +164,9 @@ def test_other_users_are_turned_away_at_the_socket_itself(monkeypatch: pytest.Mo
         try:
             os.chmod(path, 0o777)
             server.listen()
-            code = f"import socket, time; s = socket.socket(socket.AF_UNIX); s.connect({path!r}); time.sleep(60)"
+            code = (
+                f"import socket, time; s = socket.socket(socket.AF_UNIX); s.connect({path!r}); time.sleep(60)"
+            )
             seen = []
             for user in (None, 65534):
                 client = subprocess.Popen(["/usr/bin/python3", "-I", "-S", "-c", code], user=user)
@@ -194,7 +190,9 @@ def test_other_users_are_turned_away_at_the_socket_itself(monkeypatch: pytest.Mo
         ({"argv": ["python", "-c", "x" * 300_000]}, "argument 2 has 292 KB"),
     ],
 )
-def test_what_is_too_large_for_any_program_is_named(bridge: Bridge, parameters: dict[str, Any], words: str) -> None:
+def test_what_is_too_large_for_any_program_is_named(
+    bridge: Bridge, parameters: dict[str, Any], words: str
+) -> None:
     """Who is told to install Python would look in the wrong place."""
     with pytest.raises(ListenerError, match="Argument list too long") as caught:
         bridge.launch(**{"argv": stub_argv(), **parameters})
@@ -220,7 +218,9 @@ def test_what_is_no_program_is_told_as_what_it_is(bridge: Bridge, tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", ["fifo", "dangling link", "unreadable"])
-def test_a_hosts_odd_copy_of_a_specification_neither_hangs_nor_counts(bridge: Bridge, tmp_path: Path, kind: str) -> None:
+def test_a_hosts_odd_copy_of_a_specification_neither_hangs_nor_counts(
+    bridge: Bridge, tmp_path: Path, kind: str
+) -> None:
     """What lies on a host in the place of the specification must not stop all kernels of the user."""
     spec = tmp_path / "spec"
     spec.mkdir()
@@ -241,7 +241,9 @@ def test_a_hosts_odd_copy_of_a_specification_neither_hangs_nor_counts(bridge: Br
 # --- directories and memory -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_directory_that_somebody_else_made_in_its_place_is_not_used(home: Path, bridge: Bridge, tmp_path: Path) -> None:
+def test_a_directory_that_somebody_else_made_in_its_place_is_not_used(
+    home: Path, bridge: Bridge, tmp_path: Path
+) -> None:
     """Cleaned-up temporary directories can be taken by others: the next listener must neither trust them nor give up."""
     directory = Path(bridge.welcome["directory"])
     os.kill(bridge.welcome["pid"], signal.SIGKILL)
@@ -264,7 +266,9 @@ def test_a_socket_that_was_cleared_away_is_made_again(home: Path) -> None:
         "housekeeping.TOUCH = 0; listener.serve('x', int(sys.argv[1]))"
     )
     reader, writer = os.pipe()
-    process = subprocess.Popen([sys.executable, "-c", code, str(writer)], pass_fds=(writer,), env={**os.environ, "HOME": str(home)})
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(writer)], pass_fds=(writer,), env={**os.environ, "HOME": str(home)}
+    )
     os.close(writer)
     try:
         assert os.read(reader, 1) == b"+"
@@ -335,12 +339,16 @@ def test_user_without_an_account(tmp_path: Path) -> None:
     code = "import os, subprocess, sys; os.setgroups([]); os.setgid(54321); os.setuid(54321); os.execv(sys.argv[1], sys.argv[1:])"
     marker = bootstrap.new_marker()
     argv = [python, "-c", code, python, *bootstrap.local_command(marker)[1:]]
-    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={"HOME": str(home), "PATH": os.defpath})
+    process = subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={"HOME": str(home), "PATH": os.defpath}
+    )
     assert process.stdin is not None
     assert process.stdout is not None
     told: dict[str, Any] = {}
     try:
-        process.stdin.write(bootstrap.preface() + b'{"id": 1, "op": "hello", "protocol": 1, "owner": "me", "client": "c"}\n')
+        process.stdin.write(
+            bootstrap.preface() + b'{"id": 1, "op": "hello", "protocol": 1, "owner": "me", "client": "c"}\n'
+        )
         process.stdin.flush()
         while process.stdout.readline().strip() != marker.encode():
             assert process.poll() is None
