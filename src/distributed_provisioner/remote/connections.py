@@ -1,4 +1,4 @@
-"""A server's line to the listener: requests in, replies and events out."""
+"""A server's line to the listener: requests in, replies and events out; frames of channels between them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 
+from channels import FRAME, Channels
 from kernels import OpError
 from processes import release_memory
 from server_listener import remove
@@ -39,30 +40,37 @@ class Connection:
         self.tasks: set[asyncio.Future[None]] = set()
         self.partial: dict[str, str] = {}
         """bundle -> directory in which it is put together"""
+        self.channels = Channels(writer)
 
     async def serve(self) -> None:
         """Answer until the other end goes away."""
         try:
             while True:
-                line = await self.reader.readline()
-                if not line:
+                first = await self.reader.read(1)
+                if not first:
                     break
-                self.receive(line)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                if first == FRAME:
+                    await self.channels.receive(self.reader)
+                else:
+                    self.receive(first + await self.reader.readline())
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             pass  # gone, or rubbish
         finally:
             for task in self.tasks:
                 task.cancel()
+            self.channels.close()
             for partial in self.partial.values():
                 remove(partial)
             self.writer.close()
-            asyncio.get_event_loop().call_later(0.5, release_memory)  # of what may have been half a large request
+            asyncio.get_event_loop().call_later(
+                0.5, release_memory
+            )  # of what may have been half a large request
 
     def receive(self, line: bytes) -> None:
         """Start on a request. Raises for a line that is none."""
         message = json.loads(line)
         number, name = message.pop("id"), str(message.pop("op"))
-        operation = getattr(self.listener, "op_" + name, None)
+        operation = getattr(self.listener.operations, "op_" + name, None)
         if operation is None or (self.owner is None and name not in BEFORE_HELLO):
             self.refuse(number, "unknown-op", f"the listener knows no operation {name[:50]!r} here")
             return

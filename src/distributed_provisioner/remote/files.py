@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import hashlib
 import os
+import re
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +36,25 @@ def tail_of(path: str, offset: int = 0, limit: int = TAIL) -> str:
     return text.strip("\n")
 
 
+def added_to(path: str, after: int, limit: int) -> tuple[str, int]:
+    """What a log has got since it was `after` bytes long, at most `limit` bytes, and how far that goes; see also `shorten`."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            mark = SHORTENED.match(file.read(100))
+            if after > size and mark is not None:
+                after = max(after - int(mark.group(1)) + len(mark.group()), len(mark.group()))
+            after = min(after, size)
+            file.seek(after)
+            data = file.read(limit)
+    except OSError:
+        return "", after
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = decoder.decode(data)
+    return text, after + len(data) - len(decoder.getstate()[0])
+
+
 def interpreter_of(path: str) -> list[str]:
     """The interpreter of a script, from its first line: a home may be mounted noexec."""
     with open(path, "rb") as file:
@@ -41,6 +62,9 @@ def interpreter_of(path: str) -> list[str]:
     if line[:2] != b"#!":
         return []
     return os.fsdecode(line[2:].strip()).split(None, 1)
+
+
+SHORTENED = re.compile(rb"\[the log was shortened here: (\d+) bytes are gone\]\n")
 
 
 def shorten(path: str) -> None:

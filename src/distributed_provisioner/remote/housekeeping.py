@@ -22,6 +22,8 @@ IDLE_EXIT = 600.0
 """Seconds after which a listener without kernels and without connections leaves."""
 STALE = 30 * 86400.0
 """Seconds after which shipped files and state that nothing has used are cleared away."""
+EXITED_KEPT = 7 * 86400.0
+"""Seconds for which a kernel that has exited waits for its server where its lease never runs out."""
 TOUCH = 43200.0
 """Seconds between signs of life for cleaners of temporary directories."""
 
@@ -50,6 +52,8 @@ class Housekeeping:
                 print(f"housekeeping: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
     async def round(self) -> None:
+        self.listener.reasons.observe()
+        self.listener.drain.check()
         for kernel in list(self.listener.kernels.values()):
             self.check_lease(kernel)
         self.leave_when_unused()
@@ -71,13 +75,12 @@ class Housekeeping:
 
     def check_lease(self, kernel: Kernel) -> None:
         """End a kernel whose server's process has not been heard of for its `orphan_timeout`; `attach` gives it to another process."""
-        if kernel.orphan_timeout <= 0 or self.listener.kernels.get(kernel.kernel_id) is not kernel:
+        limit = kernel.orphan_timeout or (EXITED_KEPT if kernel.state == "exited" else 0.0)
+        if limit <= 0 or self.listener.kernels.get(kernel.kernel_id) is not kernel:
             return
-        if any(
-            (each.owner, each.client) == (kernel.owner, kernel.client) for each in self.listener.connections
-        ):
+        if self.listener.server_connected(kernel):
             kernel.last_seen = time.monotonic()
-        elif time.monotonic() - kernel.last_seen >= kernel.orphan_timeout:
+        elif time.monotonic() - kernel.last_seen >= limit:
             kernel.reason = kernel.reason or "orphaned"
             self.listener.spawn(self.listener.discard(kernel, keep_log=not kernel.private_log))
 
@@ -123,7 +126,12 @@ class Housekeeping:
             check_private(listener.directory)
         except Exception:
             listener.directory = short_directory()
+        for kernel in listener.kernels.values():
+            with contextlib.suppress(OSError):
+                os.makedirs(kernel.home, mode=0o700, exist_ok=True)
+                kernel.save()  # for the next listener
         await listener.listen()
+        listener.relays.listen_again()
 
     def touch(self) -> None:
         for place, _, files in os.walk(self.listener.directory):
@@ -149,7 +157,7 @@ class Housekeeping:
         for parent in (places.cache, places.bundles, places.states):
             for name in os.listdir(parent):
                 path = os.path.join(parent, name)
-                if path in (places.bundles, places.state):
+                if path in (places.bundles, places.state) or name.startswith("drained-"):
                     continue
                 with contextlib.suppress(OSError):
                     if os.lstat(path).st_mtime < old:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import signal
 import socket
 import time
 
 from files import TAIL, tail_of
 from processes import kill_all, kill_group, members
-from server_listener import CHANNELS, start_time, write_private
+from server_listener import CHANNELS, remove, start_time, write_private
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +29,19 @@ class OpError(Exception):
         self.reply = dict(fields, type=kind, message=message)
 
 
+MAX_ANNOTATIONS = 64 << 10
+"""Bytes of JSON that a server may keep with a kernel."""
+
+
+def merged(before: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Annotations after changes; null removes a name. Raises OpError where they are too many."""
+    values = {**before, **changes}
+    values = {name: value for name, value in values.items() if value is not None}
+    if len(json.dumps(values)) > MAX_ANNOTATIONS:
+        raise OpError("bad-request", f"annotations take more than {MAX_ANNOTATIONS >> 10} KB")
+    return values
+
+
 class Kernel:
     """One launch (generation) of a kernel, from the first byte to `forget`."""
 
@@ -34,17 +49,14 @@ class Kernel:
         "kernel_id", "generation", "kernel_name", "owner", "pid", "start", "kernel_pid", "pgid", "transport", "ip", "ports",
         "directory", "log", "started",
     )  # fmt: skip
+    STATE = ("client", "annotations", "relay", "state", "code", "reason", "detail")
+    SECRET = ("key", "signature_scheme", "encryption", "envelope")
     RECORDED = (
-        *REPORTED,
-        "client",
-        "kernel_start",
-        "key",
-        "encryption",
-        "log_start",
-        "private_log",
-        "orphan_timeout",
-        "interrupt_target",
-    )
+        *REPORTED, *STATE, *SECRET, "kernel_start", "log_start", "private_log", "orphan_timeout", "interrupt_target",
+        "output_limit", "relay_pid", "relay_start", "oom_kills",
+    )  # fmt: skip
+
+    OUTPUT_LIMIT = 64 << 20
 
     def __init__(self, home: str, **values: Any) -> None:
         self.home = home
@@ -60,13 +72,28 @@ class Kernel:
         self.leader_gone = False
         self.ip = ""
         self.ports: dict[str, int] = {}
-        self.key = ""
+        self.key, self.signature_scheme = "", "hmac-sha256"
+        self.envelope: str | None = None
+        """A launcher's report that the server alone can read; then `ip`, `ports` and `key` say nothing."""
         self.encryption: dict[str, str] | None = None
         self.directory = self.log = ""
         self.log_start = self.log_size = 0
         self.private_log = True
         self.started, self.last_seen = time.time(), time.monotonic()
         self.orphan_timeout, self.interrupt_target = 0.0, "group"
+        self.annotations: dict[str, Any] = {}
+        self.relay: str | None = None
+        """The socket of its relay."""
+        self.relay_pid = 0
+        self.relay_start: int | None = None
+        self.output_limit = self.OUTPUT_LIMIT
+        """Bytes that its relay keeps while no server is there."""
+        self.execution_state = ""
+        """As its relay told last."""
+        self.oom_kills: dict[str, int] = {}
+        """Counters of its memory cgroups, as they were at its launch."""
+        self.asked = False
+        """Whether its end was asked for: then nobody wonders why."""
         self.watchers: set[Connection] = set()
         self.launching: asyncio.Future[Any] | None = None
         self.ending: asyncio.Future[None] | None = None
@@ -81,10 +108,40 @@ class Kernel:
         record = {name: getattr(self, name) for name in self.RECORDED}
         write_private(os.path.join(self.home, "record"), json.dumps(record).encode())
 
+    def clear_home(self, kept: str) -> None:
+        """Remove all files of its directory but one."""
+        for name in os.listdir(self.home):
+            if name != kept:
+                remove(os.path.join(self.home, name))
+
+    def connection_info(self) -> dict[str, Any]:
+        """As in a connection file."""
+        info: dict[str, Any] = {f"{channel}_port": self.ports[channel] for channel in CHANNELS}
+        info.update(
+            transport="ipc" if self.transport == "ipc" else "tcp",
+            ip=self.ip,
+            key=self.key,
+            signature_scheme=self.signature_scheme,
+            kernel_name=self.kernel_name,
+        )
+        info.update(self.encryption or {})
+        return info
+
+    def try_to_save(self) -> None:
+        """Where the disk is full the old record has to do."""
+        with contextlib.suppress(OSError):
+            self.save()
+
     def status(self) -> dict[str, Any]:
-        status = {name: getattr(self, name) for name in (*self.REPORTED, "state", "code", "reason", "detail")}
+        """For every connection of this user: no secrets."""
+        names = (*self.REPORTED, *self.STATE, "execution_state", "orphan_timeout")
+        status = {name: getattr(self, name) for name in names}
         status["log_tail"] = self.log_tail() if self.state == "exited" else ""
         return status
+
+    def secrets(self) -> dict[str, Any]:
+        """What the server that owns it needs beside the status."""
+        return {name: getattr(self, name) for name in self.SECRET}
 
     def log_tail(self, limit: int = TAIL) -> str:
         return tail_of(self.log, self.log_start, limit) if self.log else ""
@@ -95,6 +152,7 @@ class Kernel:
     def send_signal(self, number: int, target: str) -> None:
         if self.state == "exited" or not self.pid:
             return
+        self.asked = self.asked or number == signal.SIGKILL
         if target == "default":
             target = self.interrupt_target
         if target == "kernel" and self.kernel_pid:

@@ -1,4 +1,4 @@
-"""Processes of this user: who belongs to a kernel, signals, how one ended."""
+"""Processes of this user: who belongs to a kernel, signals."""
 
 from __future__ import annotations
 
@@ -6,22 +6,32 @@ import contextlib
 import gc
 import os
 import re
-import signal
 
 from server_listener import read_text, stat_fields
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Iterable
+    from typing import Dict, Iterable, Tuple
+
+    Table = Dict[int, Tuple[int, int, int, int]]
+    """pid -> (parent, group, session, start time)"""
 
 
-def members(pid: int, start: int | None, pgid: int, known: Iterable[tuple[int, int]] = ()) -> dict[int, int]:
-    """{pid: start time} of the living processes of a kernel: its group, its session, its descent, and those of `known` that still live."""
+def read_table() -> Table:
+    """All living processes of the host, as far as they can be seen; empty where there is no /proc."""
     table = {}
     for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
         fields = stat_fields(name) if name.isdigit() else None
         if fields and fields[0] not in "ZX":
             table[int(name)] = (int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19]))
+    return table
+
+
+def members(
+    pid: int, start: int | None, pgid: int, known: Iterable[tuple[int, int]] = (), table: Table | None = None
+) -> dict[int, int]:
+    """{pid: start time} of the living processes of a kernel: its group, its session, its descent, and those of `known` that still live."""
+    table = read_table() if table is None else table
     found = {p for p, started in known if p in table and table[p][3] == started}
     if pid not in table or table[pid][3] == start:  # else the number is somebody else's by now
         found |= {p for p, (_, group, session, _) in table.items() if pgid in (group, session) or p == pid}
@@ -48,19 +58,6 @@ def kill_all(pids: Iterable[int], number: int) -> None:
 def kill_group(pgid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS says EPERM of a group of zombies
         os.killpg(pgid, number)
-
-
-def describe_exit(code: int | None) -> tuple[str, str]:
-    """(reason, words) for a return code as subprocess has it."""
-    if code is None:
-        return "unknown", "ended, and nobody saw how"
-    if code >= 0:
-        return "exited", f"exited with status {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    return "signal", f"killed by {name}"
 
 
 def become_subreaper() -> None:

@@ -11,14 +11,19 @@ a module    `launch_ipykernel.py` and other launchers take `Report`, `choose_por
 The control protocol, number 1: one JSON object a line, in UTF-8.
 
     request  {"id": n, "op": name, ...}      reply  {"id": n, "result": {...}} or {"id": n, "error": {"type", "message", ...}}
-    event    {"event": "exited" | "note", "kernel_id", "generation", ...}
+    event    {"event": "exited" | "note", "kernel_id", "generation", ...} or {"event": "drained", "drained", "reason"}
 
     hello    protocol, owner, client -> who the host is, what it has, the owner's kernels; must come first
     ship     bundle, files[, commit] -> keeps the files of a kernelspec's directory under their digest
-    launch   see launch.py -> where the kernel is, once its five sockets accept connections
+    launch   see launch.py -> where the kernel is, once its five sockets accept connections and its relay, if any, hears it
     cancel, signal, end, forget   kernel_id, generation[, signal, target | grace | keep_log]
     attach   kernels -> their states, and from now on their events come here
-    list, log, ping, retire
+    adopt    kernels -> the same with the keys, for those of this owner; this client has them from now on
+    annotate kernel_id, generation, annotations -> merged into what is kept with the kernel; null removes
+    relay    kernel_id, generation -> channel: a stream to the kernel's relay, in frames (see channels.py) between the lines
+    list     [usage] -> every kernel of this user, and the host
+    drain    on[, reason] -> drained: the host takes no new kernels
+    log, ping, retire
 
 A launcher finds its listener at `--response-address`, a Unix socket: the listener sends one line, `{"key", "signature_scheme", "transport",
 "ip", "ports", "directory", ...}`; when its sockets are bound the launcher answers with one line, `{"connection_info": {...}, "pid": n,
@@ -42,15 +47,18 @@ import json
 import os
 import pwd
 import random
-import selectors
 import shutil
+import signal
 import socket
 import stat
 import subprocess
 import tempfile
+import threading
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from typing import Any, Collection
 
 PROTOCOL = 1
@@ -78,6 +86,63 @@ class Report:
         line = {"connection_info": connection_info, "pid": pid, "pgid": os.getpgid(pid)}
         self.socket.sendall(json.dumps(line).encode() + b"\n")
         self.socket.close()
+
+
+def launcher_parser(description: str, program: str | None = None) -> argparse.ArgumentParser:
+    """The arguments that every launcher takes. The dotted spellings are those of specifications that were made for older gateways."""
+    import argparse
+
+    def port_range(text: str) -> tuple[int, int]:
+        try:
+            low, high = (int(part) for part in text.split(".."))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"'{text}' is not LOW..HIGH, two numbers") from None
+        if low > high or (low != high and not 1024 <= low <= high <= 65535):
+            raise argparse.ArgumentTypeError(f"'{text}' does not lie in 1024..65535 with the lower end first")
+        return low, high
+
+    parser = argparse.ArgumentParser(program, description=description, allow_abbrev=False)
+
+    def add(name: str, text: str, **settings: Any) -> None:
+        parser.add_argument(f"--{name}", f"--RemoteProcessProxy.{name}", help=text, **settings)
+
+    add("kernel-id", "the kernel's id, for KERNEL_ID", default="")
+    add("port-range", "ports to choose from, for TCP", default=(0, 0), type=port_range, metavar="LOW..HIGH")
+    add("response-address", "the listener's Unix socket; without it, a connection file is made", default="")
+    add("public-key", "accepted and not needed: nothing leaves the host unencrypted", default="")
+    modes = ("lazy", "eager", "none")
+    text = "create the Spark session at first use, at start in the background, or never"
+    add("spark-context-initialization-mode", text, default="none", choices=modes)
+    return parser
+
+
+def report_for(pid: int, argv: list[str]) -> int:
+    """Report for the launcher `pid`, which cannot speak to a Unix socket; the first line printed is the path of its connection file."""
+    options = launcher_parser(
+        "Launch IRkernel and report its connection information.", "launch_IRkernel.R"
+    ).parse_args(argv)
+    if options.response_address:
+        report = Report(options.response_address)
+        given = report.given
+        path = os.path.join(given["directory"], "connection.json")
+        info = {name: given[name] for name in given if name not in ("kernel_id", "directory", "ports")}
+        write_connection_file(path, info)
+        report.send(info, pid)
+        print(path)
+        return 0
+    try:
+        ports = choose_ports(5, *options.port_range)
+    except PortsExhausted as error:
+        print(f"The kernel needs five ports: {error}.", file=sys.stderr)
+        return 1
+    info = {f"{channel}_port": port for channel, port in zip(CHANNELS, ports)}
+    info.update(transport="tcp", ip="127.0.0.1", key=os.urandom(16).hex(), signature_scheme="hmac-sha256")
+    runtime = os.environ.get("JUPYTER_RUNTIME_DIR") or os.path.expanduser("~/.local/share/jupyter/runtime")
+    os.makedirs(runtime, mode=0o700, exist_ok=True)
+    path = os.path.join(runtime, f"kernel-{options.kernel_id or os.urandom(8).hex()}.json")
+    write_connection_file(path, info)
+    print(f"{path}\nThe connection file is {path}\nTo use the kernel: jupyter console --existing {path}")
+    return 0
 
 
 class PortsExhausted(Exception):
@@ -199,6 +264,9 @@ def read_text(path: str) -> str:
 class Places:
     """Directories of this user on this host; homes may be shared between hosts, so state is kept by host identity."""
 
+    SYSTEM, CGROUPS, KERNEL_LOG = f"/etc/{NAME}", "/sys/fs/cgroup", "/dev/kmsg"
+    """What root says here to all users, and what the system says of memory."""
+
     def __init__(self) -> None:
         home = os.environ.get("HOME") or account_home()
         self.home = home
@@ -289,7 +357,7 @@ def find_or_start(places: Places, sources: list[tuple[str, str]]) -> socket.sock
             OSError
         ):  # no locks on this file system: two listeners may be started, and both work
             fcntl.flock(lock, fcntl.LOCK_EX)
-        connection = connect_to_listener(places, digest)
+        connection = connect_to_listener(places, digest) or wake_listener(places, digest)
         if connection is not None:
             return connection
         os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -328,6 +396,21 @@ def connect_to_listener(places: Places, digest: str) -> socket.socket | None:
     return None
 
 
+def wake_listener(places: Places, digest: str) -> socket.socket | None:
+    """A socket to a listener that lives though its socket was cleared away: asked by SIGHUP, it makes it again. A second listener
+    would know nothing of the first one's kernels."""
+    record = load_json(places.record)
+    pid = record.get("pid")
+    if not pid or os.path.exists(record.get("socket", "/")) or start_time(pid) != record.get("start"):
+        return None
+    os.kill(pid, signal.SIGHUP)
+    for _ in range(100):
+        time.sleep(0.02)
+        if os.path.exists(load_json(places.record).get("socket", "")):
+            return connect_to_listener(places, digest)
+    return None
+
+
 def load_json(path: str) -> dict[str, Any]:
     """A JSON object; empty where there is none."""
     try:
@@ -356,29 +439,31 @@ def start_listener(places: Places, path: str, digest: str) -> None:
 
 
 def copy_both_ways(connection: socket.socket) -> None:
-    selector = selectors.DefaultSelector()
-    selector.register(0, selectors.EVENT_READ)
-    selector.register(connection, selectors.EVENT_READ)
-    try:
+    """Return when either side has ended. A side that is not read holds up its own direction only."""
+    ended = threading.Event()
+    other = connection.fileno()
+    for source, target in ((0, other), (other, 1)):
+        threading.Thread(target=copy, args=(source, target, ended), daemon=True).start()
+    ended.wait()
+
+
+def copy(source: int, target: int, ended: threading.Event) -> None:
+    with contextlib.suppress(OSError):  # one of the two is gone, so is the bridge
         while True:
-            for key, _ in selector.select():
-                data = os.read(key.fd, 1 << 18)
-                if not data:
-                    return
-                if key.fd == 0:
-                    connection.sendall(data)
-                else:
-                    view = memoryview(data)
-                    while view:
-                        view = view[os.write(1, view) :]
-    except OSError:
-        pass  # one of the two is gone, so is the bridge
+            data = memoryview(os.read(source, 1 << 18))
+            if not data:
+                break
+            while data:
+                data = data[os.write(target, data) :]
+    ended.set()
 
 
 def main(argv: list[str]) -> int:
     role = argv[1] if len(argv) > 1 else ""
     if role == "bridge":
         return bridge(globals()["sources"])
+    if role == "report":
+        return report_for(int(argv[2]), argv[3:])
     if role not in ("serve", "dump-env"):
         print(__doc__, file=sys.stderr)
         return 2

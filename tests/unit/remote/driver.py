@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import hashlib
 import json
 import os
 import queue
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from distributed_provisioner.ssh import bootstrap
+
+REMOTE = Path(bootstrap.__file__).parents[1] / "remote"
+MODULES = ("channels", "housekeeping", "listener", "reasons", "relays", "server_listener")
 
 STUB_KERNEL = """
 import json, os, socket, sys, time
@@ -52,7 +59,12 @@ class Bridge:
     """A connection to the listener of this user, whose home is `home`."""
 
     def __init__(
-        self, home: Path, python: str = sys.executable, owner: str = "me", **environment: str
+        self,
+        home: Path,
+        python: str = sys.executable,
+        owner: str = "me",
+        client: str = "c",
+        **environment: str,
     ) -> None:
         marker = bootstrap.new_marker()
         self.process = subprocess.Popen(
@@ -71,14 +83,20 @@ class Bridge:
             assert self.process.poll() is None
         self.replies: dict[int, queue.Queue[dict[str, Any]]] = {}
         self.events: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.frames: dict[int, queue.Queue[bytes]] = collections.defaultdict(queue.Queue)
+        """What comes on each channel; b"" is its end."""
         self.number = 0
         threading.Thread(target=self._read, daemon=True).start()
-        self.welcome = self.request("hello", protocol=1, owner=owner, client="c")
+        self.welcome = self.request("hello", protocol=1, owner=owner, client=client)
 
     def _read(self) -> None:
         with contextlib.suppress(ValueError):
-            for line in self.output:
-                message = json.loads(line)
+            while first := self.output.read(1):
+                if first == b"\0":
+                    channel, length = struct.unpack("!II", self.output.read(8))
+                    self.frames[channel].put(self.output.read(length))
+                    continue
+                message = json.loads(first + self.output.readline())
                 if "event" in message:
                     self.events.put(message)
                 else:
@@ -110,6 +128,11 @@ class Bridge:
 
     def event(self, timeout: float = 10) -> dict[str, Any]:
         return self.events.get(timeout=timeout)
+
+    def send_frame(self, channel: int, data: bytes = b"") -> None:
+        """Bytes for a channel; none close it."""
+        self.input.write(b"\0" + struct.pack("!II", channel, len(data)) + data)
+        self.input.flush()
 
     def close(self) -> None:
         """End the bridge, as the end of an SSH connection does."""
@@ -144,12 +167,41 @@ def listener_home(directory: Path) -> Iterator[Path]:
             told = json.loads(record.read_text())
             if "pid" not in told:
                 continue
+            kill(told["pid"])  # first, as it starts relays again
             for path in Path(told["directory"]).glob("*/record"):
                 with contextlib.suppress(OSError, ValueError):
-                    os.killpg(json.loads(path.read_text())["pgid"], signal.SIGKILL)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(told["pid"], signal.SIGKILL)
+                    values = json.loads(path.read_text())
+                    if values["relay_pid"]:
+                        kill(values["relay_pid"])
+                    os.killpg(values["pgid"], signal.SIGKILL)
             subprocess.run(["rm", "-rf", told["directory"]], check=True)
+
+
+def kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def changed_listener(home: Path, change: str, **environment: str) -> Iterator[int]:
+    """A listener that bridges of `home` find; `change` is Python that runs before it serves. Gives its pid."""
+    code = f"import sys; sys.path.insert(0, {str(REMOTE)!r}); import {', '.join(MODULES)}; {change}; "
+    digest = hashlib.sha256(zlib.decompress(bootstrap.preface()[8:])).hexdigest()
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", code + f"listener.serve({digest!r}, {writer})"],
+        pass_fds=(writer,),
+        env={**os.environ, "HOME": str(home), **environment},
+        start_new_session=True,
+    )
+    os.close(writer)
+    try:
+        assert os.read(reader, 1) == b"+"
+        yield process.pid
+    finally:
+        os.close(reader)
+        process.kill()
+        process.wait()
 
 
 def until(condition: Callable[[], Any], timeout: float = 10) -> Any:
