@@ -74,6 +74,20 @@ class HostSetupError(HostError):
     """The host can be logged in to, but cannot be used: no Python, a forced command, forwarding forbidden, no space."""
 
 
+class HostDrainedError(HostError):
+    """The host is well and takes no new kernels until it is undrained. `reason` is what was said when it was drained."""
+
+    def __init__(self, host: str, reason: str = "", *, kernel_id: str | None = None) -> None:
+        why = f" ({reason})" if reason else ""
+        super().__init__(
+            f"{host} is drained{why}: kernels that run there stay, new ones are not taken. "
+            f"Let it take kernels again with `jupyter ssh-cluster undrain {host}`, or name another host.",
+            host=host,
+            kernel_id=kernel_id,
+        )
+        self.reason = reason
+
+
 class LaunchError(ProvisionerError, RuntimeError):
     """The kernel could not be started on a host that works."""
 

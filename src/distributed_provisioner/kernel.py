@@ -21,11 +21,21 @@ from .kernel_log import Log, PrefixedLog
 from .kernel_on_host import ASK_TIMEOUT, KernelOnHost, exit_reason
 from .launching import Launch, Launched, shielded
 from .local_endpoints import new_prefix
-from .models import CHANNELS, ExitReason, KernelState, LaunchRequest, Login, RemoteProcess
-from .ssh import HostConnection, KernelEvent
+from .models import (
+    CHANNELS,
+    ExitReason,
+    KernelIdentity,
+    KernelState,
+    LaunchRequest,
+    Login,
+    RemoteProcess,
+)
+from .ssh import HostConnection, KernelEvent, RelayAttachment
 from .turns import take_turn
 
 LONGEST_RETRY = 30.0
+LINGER = 10.0
+"""Seconds that clients of a kernel that has ended stay connected, for a restart."""
 
 _UNREACHABLE_END = (
     "ended when its host could not be reached: what is left of it is ended when the host is back"
@@ -71,6 +81,10 @@ class RemoteKernel:
         self._prefix = ""
         self._held: Launched | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._spare: RelayAttachment | None = None
+        """The near ends of a kernel that has ended: a restart finds its clients still connected to them."""
+        self._spare_timer: asyncio.TimerHandle | None = None
+        self._identity = KernelIdentity()
         self._attaching: asyncio.Task[None] | None = None
         self._to_forget = False
         self._caller: Caller | None = None
@@ -176,13 +190,29 @@ class RemoteKernel:
                 return self.log_tail[-limit:]
             raise
 
-    async def adopt(self, process: RemoteProcess, login: Login) -> Mapping[str, Any]:
+    async def adopt(
+        self, process: RemoteProcess, login: Login, key: str = "", signature_scheme: str = "hmac-sha256"
+    ) -> Mapping[str, Any]:
         """Take a kernel over that another process launched. It is attached in the background, as soon as its host can be reached.
 
         Returns:
             where its endpoints will be on this side, as connection info.
         """
-        return await IOThread.current().run(self._adopt(process, login))
+        return await IOThread.current().run(self._adopt(process, login, key, signature_scheme))
+
+    def take_over(
+        self, process: RemoteProcess, login: Login, key: str = "", signature_scheme: str = "hmac-sha256"
+    ) -> Mapping[str, Any]:
+        """As `adopt`, for callers that cannot await."""
+        return IOThread.current().submit(self._adopt(process, login, key, signature_scheme)).result()
+
+    def detach(self) -> None:
+        """Let go of the kernel, which runs on for whoever adopts it. To this process it has ended. Returns when all is let go here."""
+        IOThread.current().submit(self._detach()).result(ASK_TIMEOUT)
+
+    def on_host(self) -> KernelOnHost | None:
+        """What its host can be asked, on the I/O loop; None while there is no process."""
+        return None if self.process is None or self.state is KernelState.EXITED else self._on_host()
 
     def discard(self) -> None:
         """Nobody wants a kernel that has exited any more: have its host forget it, in the background."""
@@ -249,6 +279,7 @@ class RemoteKernel:
             request,
             prefix=self._prefix,
             previous=previous,
+            spare=self._take_spare(),
             next_generation=self._next_generation,
             watcher=self._watcher,
             log=PrefixedLog(self._log, self.kernel_id),
@@ -360,13 +391,41 @@ class RemoteKernel:
         if held is not None:
             held.reservation.release()
             held.watch.close()
-            self._closing = asyncio.ensure_future(self._close(held))
+            why = (
+                ""
+                if self.ending
+                else f"[distributed-provisioner] The kernel on {held.process.host} has ended: {reason}."
+            )
+            self._closing = asyncio.ensure_future(self._close(held, why))
 
-    async def _close(self, held: Launched) -> None:
+    async def _close(self, held: Launched, why: str) -> None:
         try:
-            await held.attachment.close()
+            if isinstance(held.attachment, RelayAttachment):
+                if why:
+                    await held.attachment.finish(why)
+                self._keep_spare(held.attachment)
+            else:
+                await held.attachment.close()
         except (ProvisionerError, OSError) as error:
             self._logger().debug("its channels did not close cleanly: %s", error)
+
+    def _keep_spare(self, attachment: RelayAttachment) -> None:
+        attachment.rest()
+        self._spare = attachment
+        loop = asyncio.get_running_loop()
+        self._spare_timer = loop.call_later(LINGER, lambda: asyncio.ensure_future(self._close_spare()))
+
+    def _take_spare(self) -> RelayAttachment | None:
+        spare, self._spare = self._spare, None
+        if self._spare_timer is not None:
+            self._spare_timer.cancel()
+            self._spare_timer = None
+        return spare
+
+    async def _close_spare(self) -> None:
+        spare = self._take_spare()
+        if spare is not None:
+            await spare.close()
 
     async def _settle(self) -> None:
         """Wait until nothing of the last process is held: sockets of the next one may lie at the same paths."""
@@ -421,13 +480,18 @@ class RemoteKernel:
 
     async def _clean(self, restart: bool) -> None:
         await self._settle()
+        if not restart:
+            await self._close_spare()
         if not restart and self.process is not None:
             self._to_forget = False
             await self._on_host().forget()
 
     # --- on the I/O loop: kernels of an earlier process ------------------------------------------------------------------
 
-    async def _adopt(self, process: RemoteProcess, login: Login) -> Mapping[str, Any]:
+    async def _adopt(
+        self, process: RemoteProcess, login: Login, key: str, signature_scheme: str
+    ) -> Mapping[str, Any]:
+        self._identity = KernelIdentity(self.kernel_id, key, signature_scheme)
         self.process, self.login = process, login
         self.generation = max(self.generation, process.generation)
         self.state, self.exit_reason, self._ended, self._to_forget = (
@@ -439,7 +503,7 @@ class RemoteKernel:
         self._prefix = self._prefix or new_prefix()
         connection = self._on_host().connection
         self._attaching = asyncio.ensure_future(self._attach_when_reachable(process, connection))
-        if connection.is_local:
+        if connection.is_local and not process.relay:
             ip, ports = process.ip, process.ports
             transport = "ipc" if process.kernel_transport == "ipc" else "tcp"
         elif process.kernel_transport == "direct":
@@ -468,7 +532,10 @@ class RemoteKernel:
                     self.state = KernelState.RUNNING
                     self._exited(exit_reason(status), status.get("log_tail") or "")
                     return
-                attachment = await connection.attach(process, self._prefix)
+                attachment = await connection.attach(process, self._prefix, self._identity)
+            except asyncio.CancelledError:
+                watch.close()
+                raise
             except (HostError, OSError) as error:
                 watch.close()
                 self.state = KernelState.UNREACHABLE
@@ -481,6 +548,18 @@ class RemoteKernel:
             reservation = HostPool.current().reserve_at(process.host)
             self._hold(Launched(process, connection, reservation, watch, attachment, {}))
             return
+
+    async def _detach(self) -> None:
+        self.ending, self._to_forget = True, False
+        if self._attaching is not None:
+            self._attaching.cancel()
+        if self.state is not KernelState.EXITED:
+            self._exited(ExitReason(None, "unknown", "left running for the next server"), "")
+            self.state = KernelState.EXITED  # also while it was being adopted
+            self._ended.tell()
+        if self._closing is not None:
+            await asyncio.wait([self._closing], timeout=ASK_TIMEOUT)
+        await self._close_spare()
 
     def _on_host(self, process: RemoteProcess | None = None) -> KernelOnHost:
         process = process or self.process

@@ -61,6 +61,10 @@ class KernelOnHost:
         status: Mapping[str, Any] = reply["kernels"][0]
         return status
 
+    async def annotate(self, values: Mapping[str, Any]) -> None:
+        """Have the host keep these values (plain JSON) with the kernel; None removes one."""
+        await self._ask("annotate", annotations=dict(values))
+
     async def log(self, limit: int) -> str:
         return str((await self._ask("log", limit=limit))["text"])
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from .errors import (
+    HostDrainedError,
     InterpreterNotFoundError,
     LauncherExitedError,
     LaunchError,
     LaunchTimeoutError,
+    NoHostAvailableError,
     PortRangeExhaustedError,
+    ProvisionerError,
     TooLargeError,
 )
 from .models import HostAddress, LaunchRequest
@@ -48,6 +53,25 @@ def explained(error: LaunchError, request: LaunchRequest, host: HostAddress) -> 
     if isinstance(error, TooLargeError):
         return TooLargeError(f"The kernel cannot be started on {host}: {said}. Shorten that.", **where)
     return type(error)(f"The kernel was not started on {host}: {said}. Try again.", **where)
+
+
+def nobody(reasons: Mapping[str, ProvisionerError], kernel_id: str) -> NoHostAvailableError:
+    """No host could take the kernel: why not, host by host, and what to do."""
+    drained = {host: error for host, error in reasons.items() if isinstance(error, HostDrainedError)}
+    if len(reasons) == 1:
+        message = str(*reasons.values())
+    elif len(drained) == len(reasons):
+        hosts = ", ".join(f"{host} ({error.reason})" if error.reason else host for host, error in drained.items())
+        message = (
+            f"All {len(reasons)} hosts are drained, so none takes a new kernel: {hosts}. "
+            "Let one take kernels again with `jupyter ssh-cluster undrain HOST`, or add another to remote_hosts."
+        )
+    else:
+        lines = "".join(
+            f"\n  {error if str(error).startswith(host) else f'{host}: {error}'}" for host, error in reasons.items()
+        )
+        message = f"None of the {len(reasons)} hosts could take the kernel. Mend one of them and try again:{lines}"
+    return NoHostAvailableError(message, tried=reasons, kernel_id=kernel_id)
 
 
 def _log(tail: str) -> str:

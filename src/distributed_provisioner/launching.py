@@ -14,6 +14,7 @@ from typing import Any
 
 from .envelope import open_envelope
 from .errors import (
+    HostDrainedError,
     HostError,
     HostSetupError,
     LaunchError,
@@ -24,9 +25,18 @@ from .errors import (
 )
 from .hosts import HostPool, Reservation
 from .kernel_log import Log
-from .launch_errors import explained
-from .models import CHANNELS, HostAddress, KernelTransport, LaunchRequest, RemoteProcess
-from .ssh import Attachment, Connections, HostConnection, KernelEvent, Watch
+from .launch_errors import explained, nobody
+from .models import (
+    CHANNELS,
+    HostAddress,
+    HostCondition,
+    KernelIdentity,
+    KernelTransport,
+    LaunchRequest,
+    Login,
+    RemoteProcess,
+)
+from .ssh import Attachment, Connections, HostConnection, KernelEvent, RelayAttachment, Watch
 
 ANSWER_MARGIN = 5.0
 """Seconds beyond `launch_timeout` after which a listener that says nothing is given up."""
@@ -60,6 +70,7 @@ class Launch:
 
     Args:
         previous: where the kernel ran before, for a restart: its host is asked first, its endpoints are kept.
+        spare: the near ends of that kernel, where clients may still be connected. They are taken over, or closed.
         next_generation: gives a number greater than all before, one for each attempt.
         watcher: gives the callback for the events of a generation.
     """
@@ -70,6 +81,7 @@ class Launch:
         *,
         prefix: str,
         previous: RemoteProcess | None,
+        spare: RelayAttachment | None = None,
         next_generation: Callable[[], int],
         watcher: Callable[[int], Callable[[KernelEvent], None]],
         log: Log,
@@ -79,10 +91,12 @@ class Launch:
         """Seconds, summed over all attempts."""
         self._prefix = prefix
         self._previous = previous
+        self._spare = spare
         self._next_generation = next_generation
         self._watcher = watcher
         self._log = log
         self._pool = HostPool.current()
+        self._pool.ask(host_condition)
         self._tried: dict[HostAddress, HostError] = {}
         self._got_through = False
 
@@ -93,6 +107,14 @@ class Launch:
             NoHostAvailableError: all were asked; `tried` has their reasons.
             LaunchError: a host works, the kernel does not start on it; no other host is asked.
         """
+        try:
+            return await self._run()
+        except BaseException:
+            if self._spare is not None:
+                await shielded(self._spare.close())
+            raise
+
+    async def _run(self) -> Launched:
         while True:
             with self._phase("reserve"):
                 reservation = self._reserve()
@@ -103,11 +125,11 @@ class Launch:
                     launched = await self._on_host(reservation)
                 except HostError as error:
                     self._tried[reservation.address] = error
-                    if not isinstance(error, UnfitHostError):
-                        self._pool.report_failure(reservation.address)
+                    if not isinstance(error, (UnfitHostError, HostDrainedError)):
+                        reservation.failed()
                     self._log.info("host %s was passed over: %s", reservation.address, error)
                 else:
-                    self._pool.report_success(reservation.address)
+                    reservation.worked()
                     reservation.commit()
                     return launched
 
@@ -143,24 +165,25 @@ class Launch:
         self._got_through = True
         transport = _transport(request, connection)
         if transport == "tcp" and not request.encryption:
-            self._log.info("its sockets are on loopback TCP without Curve: other users of %s could read its messages", address)
+            self._log.info(
+                "its sockets are on loopback TCP without Curve: other users of %s could read its messages",
+                address,
+            )
         with self._phase("ship"):
             bundle = await connection.ship(request.resource_dir) if request.resource_dir else None
         generation = self._next_generation()
         watch = connection.watch(request.kernel_id, generation, self._watcher(generation))
         early: Attachment | None = None
         try:
-            if self._previous is not None and self._stays(connection, transport):
-                # Clients of the kernel before are connected before the new one runs its first cell, and lose nothing.
-                early = await connection.attach(self._previous, self._prefix, serving=False)
+            early = await self._attach_early(connection, transport)
             with self._phase("start"):
                 reply = await self._ask(connection, generation, transport, bundle)
             process, info = _read_reply(reply, address, generation, request)
             with self._phase("forward"):
-                attachment = await self._attach(connection, process, early)
+                attachment = await self._attach(connection, process, info, early)
         except BaseException:
             watch.close()
-            if early is not None:
+            if early is not None and early is not self._spare:
                 await shielded(early.close())
             await shielded(undo(connection, request.kernel_id, generation))
             raise
@@ -169,16 +192,37 @@ class Launch:
         info = {**info, "ip": attachment.ip, "transport": attachment.transport, **endpoints}
         return Launched(process, connection, reservation, watch, attachment, info)
 
+    async def _attach_early(
+        self, connection: HostConnection, transport: KernelTransport
+    ) -> Attachment | None:
+        """At a restart: clients of the kernel before are connected before the new one runs its first cell, and lose nothing."""
+        if self._previous is None or not self._stays(connection, transport):
+            return None
+        if self._spare is not None:
+            await self._spare.renew()
+            return self._spare
+        return await connection.attach(self._previous, self._prefix, self._identity({}), serving=False)
+
     async def _attach(
-        self, connection: HostConnection, process: RemoteProcess, early: Attachment | None
+        self,
+        connection: HostConnection,
+        process: RemoteProcess,
+        info: Mapping[str, Any],
+        early: Attachment | None,
     ) -> Attachment:
-        if early is not None:
-            before = self._previous
-            if before is not None and (before.ip, before.ports) == (process.ip, process.ports):
-                connection.serve(early)
-                return early
-            await early.close()
-        return await connection.attach(process, self._prefix)
+        before, identity = self._previous, self._identity(info)
+        for attachment in dict.fromkeys((early, self._spare)):
+            if attachment is None:
+                continue
+            if attachment is early and before is not None and _becomes(attachment, before, process, identity):
+                connection.serve(attachment)
+                return attachment
+            await attachment.close()
+        return await connection.attach(process, self._prefix, identity)
+
+    def _identity(self, info: Mapping[str, Any]) -> KernelIdentity:
+        key, scheme = info.get("key", self.request.key), info.get("signature_scheme", "hmac-sha256")
+        return KernelIdentity(self.request.kernel_id, key, scheme)
 
     def _stays(self, connection: HostConnection, transport: KernelTransport) -> bool:
         """Whether it is a restart that keeps its endpoints."""
@@ -223,7 +267,9 @@ class Launch:
             "port_range": [request.port_range.low, request.port_range.high],
             "ports": dict(previous.ports) if previous and stays else None,
             "ip": previous.ip if previous and stays else None,
-            "encryption": dict(request.encryption or {}) if transport != "ipc" or request.encrypt_ipc else None,
+            "encryption": dict(request.encryption or {})
+            if transport != "ipc" or request.encrypt_ipc
+            else None,
             "prefix": request.prefix,
             "public_key": request.public_key,
             "launch_timeout": request.launch_timeout,
@@ -231,18 +277,18 @@ class Launch:
             "interrupt_target": request.interrupt_target,
             "remote_python": request.remote_python,
             "log_dir": request.kernel_log_dir,
+            "annotations": dict(request.annotations),
+            "relay": is_relayed(request, transport),
+            "output_limit": request.output_limit,
         }
 
     def _nobody(self) -> NoHostAvailableError:
-        reasons = {str(address): error for address, error in self._tried.items()}
-        if len(reasons) == 1:
-            message = str(*reasons.values())
-        else:
-            lines = "".join(
-                f"\n  {error if str(error).startswith(host) else f'{host}: {error}'}" for host, error in reasons.items()
-            )
-            message = f"None of the {len(reasons)} hosts could take the kernel. Mend one of them and try again:{lines}"
-        return NoHostAvailableError(message, tried=reasons, kernel_id=self.request.kernel_id)
+        reasons: dict[str, ProvisionerError] = {str(address): error for address, error in self._tried.items()}
+        for address in self.request.hosts if self.request.pin is None else ():
+            condition = self._pool.condition(address, self.request.login)
+            if condition.drained and str(address) not in reasons:
+                reasons[str(address)] = HostDrainedError(str(address), condition.drain_reason)
+        return nobody(reasons, self.request.kernel_id)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -280,13 +326,37 @@ async def shielded(work: Coroutine[Any, Any, None]) -> None:
     await asyncio.shield(task)
 
 
+def host_condition(address: HostAddress, login: Login | None) -> HostCondition:
+    """What this process's connections know of a host just now."""
+    return Connections.current().condition(address, login)
+
+
 def direct_address(connection: HostConnection) -> str:
     """The host's own address, as the server sees it."""
     return str(getattr(connection, "peer_address", None) or connection.address.host)
 
 
+def is_relayed(request: LaunchRequest, transport: KernelTransport) -> bool:
+    """Whether the kernel's messages go through a relay on its host: not where they are encrypted, and not where nothing is between."""
+    return transport != "direct" and not (request.encryption and (transport != "ipc" or request.encrypt_ipc))
+
+
+def _becomes(
+    attachment: Attachment, before: RemoteProcess, process: RemoteProcess, identity: KernelIdentity
+) -> bool:
+    """Whether near ends of the process before lead to this one."""
+    if isinstance(attachment, RelayAttachment):
+        if attachment.can_become(process):
+            attachment.relaunched(process, identity)
+            return True
+        return False
+    return not process.relay and (before.ip, before.ports) == (process.ip, process.ports)
+
+
 def _transport(request: LaunchRequest, connection: HostConnection) -> KernelTransport:
     wanted = request.kernel_transport
+    if is_relayed(request, wanted):
+        return wanted
     if wanted in connection.supports:
         return wanted
     if wanted == "ipc" and "tcp" in connection.supports:
@@ -318,6 +388,7 @@ def _read_reply(
             ports={channel: int(where["ports"][channel]) for channel in CHANNELS},
             directory=str(where.get("directory") or ""),
             notes=tuple(map(str, where.get("notes") or ())),
+            relay=str(where.get("relay") or ""),
             details={
                 "log": where.get("log"),
                 "start": where.get("start"),

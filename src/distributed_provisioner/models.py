@@ -76,6 +76,8 @@ class Login:
     gss: bool = False
     port: int = 22
     connect_timeout: float = 10.0
+    keepalive_interval: float = 4.0
+    """Seconds of silence after which a host is asked for a sign of life; after three of these it counts as lost."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +115,27 @@ class LaunchRequest:
     interrupt_target: Literal["group", "kernel"] = "group"
     remote_python: str = "python3"
     kernel_log_dir: str = ""
+    output_limit: int = 64 << 20
+    """Bytes of its messages that the host keeps while no server is attached."""
+    annotations: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """What the host keeps for the application (plain JSON): a later process of the same server goes on with it."""
 
     @property
     def uses_launcher(self) -> bool:
         """Whether argv reports to a response address (the page's contract) instead of reading a connection file."""
         return any("{response_address}" in item for item in self.argv)
+
+
+@dataclass(frozen=True)
+class HostCondition:
+    """What a connection knows of its host just now; the default is: nothing against it."""
+
+    drained: bool = False
+    """It takes no new kernels."""
+    drain_reason: str = ""
+    """The words of whoever drained it."""
+    unreachable: bool = False
+    """It cannot be asked, and the connection to it is being made again by itself."""
 
 
 class KernelState(Enum):
@@ -167,3 +185,14 @@ class RemoteProcess:
     notes: tuple[str, ...] = ()
     """Lines for the log: a directory that is missing, an environment that could not be read, …"""
     details: Mapping[str, Any] = field(default_factory=dict)
+    relay: str = ""
+    """Path of its relay's socket on the host; empty where its messages go through forwards."""
+
+
+@dataclass(frozen=True)
+class KernelIdentity:
+    """What is needed to write messages in a kernel's name, and to ask for its relay."""
+
+    kernel_id: str = ""
+    key: str = field(default="", repr=False)
+    signature_scheme: str = "hmac-sha256"

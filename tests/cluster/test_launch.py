@@ -183,13 +183,16 @@ async def test_thirty_at_once(cluster: Cluster) -> None:
     assert loads() == {}
 
 
-STAND_IN = """
+STAND_IN = r"""
 import json, socket, sys, time
 info = json.load(open(sys.argv[1]))
-held = [socket.create_server((info["ip"], info[n + "_port"])) for n in ("shell", "iopub", "stdin", "control", "hb")]
-time.sleep(600)
+shell, iopub, *held = [socket.create_server((info["ip"], info[n + "_port"])) for n in ("shell", "iopub", "stdin", "control", "hb")]
+ready = b"\5READY\13Socket-Type\0\0\0\4XPUB\10Identity\0\0\0\0"
+while True:
+    held.append(iopub.accept()[0])
+    held[-1].sendall(b"\xff\0\0\0\0\0\0\0\0\x7f\3\0NULL".ljust(64, b"\0") + bytes((4, len(ready))) + ready)
 """
-"""A kernel that costs next to no CPU: it accepts connections and says nothing."""
+"""A kernel that costs next to no CPU: it greets its relay and says nothing."""
 
 
 # --- where it goes -----------------------------------------------------------------------------------------------------------------
@@ -552,16 +555,26 @@ async def test_the_direct_transport_is_encrypted_and_inside_the_range(cluster: C
         assert await run(client, "print(1)") == "1"
 
 
-async def test_a_kernel_without_unix_sockets_falls_to_tcp(cluster: Cluster) -> None:
-    """If it fails: a host whose sshd forbids Unix-socket forwarding cannot be used."""
-    spec = write_spec(remote_hosts=["jovyan@host2:22"])  # an entry that no other test has a connection for
+@needs_encryption
+async def test_an_encrypted_kernel_without_unix_sockets_falls_to_tcp(cluster: Cluster) -> None:
+    """If it fails: a host whose sshd forbids Unix-socket forwarding cannot be used for kernels that take no relay."""
+    # An entry that no other test has a connection for.
+    spec = write_spec(remote_hosts=["jovyan@host2:22"], metadata={"supported_encryption": ["curve"]})
     cluster["host2"].configure_sshd(AllowStreamLocalForwarding="no")
     try:
-        async with running(spec) as (manager, client):
+        manager = AsyncKernelManager(kernel_name=spec, transport_encryption="required")
+        await manager.start_kernel()
+        client = manager.client()
+        client.start_channels()
+        try:
+            await client.wait_for_ready(timeout=30)
             assert await run(client, "print(1)") == "1"
             process = provisioner_of(manager).kernel.process
             assert process is not None
             assert process.kernel_transport == "tcp"
+        finally:
+            client.stop_channels()
+            await manager.shutdown_kernel(now=True)
     finally:
         cluster["host2"].configure_sshd(AllowStreamLocalForwarding=None)
 

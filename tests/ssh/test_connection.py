@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from distributed_provisioner.errors import (
-    HostSetupError,
     HostUnreachableError,
     InterpreterNotFoundError,
     LaunchError,
@@ -406,15 +405,14 @@ def test_what_sshd_does_not_forward_is_known_after_connecting(
     "options",
     [{"DisableForwarding": "yes"}, {"AllowTcpForwarding": "no"}, {"PermitOpen": "none"}],
 )
-def test_a_host_that_forwards_nothing_is_refused_with_sshds_options(
+def test_a_host_that_forwards_nothing_is_of_use_all_the_same(
     options: dict[str, str], host: Host, run: Run, get: Get
 ) -> None:
-    """The administrator must know what to change."""
+    """Messages of kernels with a relay go through the control channel there."""
     host.configure_sshd(**options)
-    with pytest.raises(HostSetupError) as refused:
-        run(get(host.name).connect())
-    for name in ("AllowTcpForwarding", "AllowStreamLocalForwarding", "DisableForwarding", "PermitOpen"):
-        assert name in str(refused.value)
+    connection = get(host.name)
+    run(connection.connect())
+    assert connection.supports == {"direct"}
 
 
 @pytest.mark.cluster

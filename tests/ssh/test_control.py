@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from distributed_provisioner import errors
-from distributed_provisioner.ssh.control import Control, LineBuffer, exception_of
+from distributed_provisioner.ssh.control import Control, exception_of
+from distributed_provisioner.ssh.frames import FrameBuffer, frame
 
 from .conftest import Run
 
@@ -18,17 +19,32 @@ def test_lines_are_cut_wherever_the_packets_end() -> None:
     """The stream knows no lines."""
     stream = b"a\n\nbc\ndef"
     for cut in range(len(stream) + 1):
-        buffer = LineBuffer()
-        assert buffer.feed(stream[:cut]) + buffer.feed(stream[cut:]) == [b"a", b"", b"bc"]
-        assert buffer.feed(b"g\n") == [b"defg"]
+        buffer = FrameBuffer()
+        assert [*buffer.feed(stream[:cut]), *buffer.feed(stream[cut:])] == [b"a", b"", b"bc"]
+        assert [*buffer.feed(b"g\n")] == [b"defg"]
+
+
+def test_frames_of_channels_are_told_from_lines_wherever_the_packets_end() -> None:
+    """Any byte may be in a frame, a new line and a brace, too."""
+    payload = b'\0\n{"id": 1}\n'
+    stream = (
+        b'{"id": 1}\n' + frame(7, payload) + payload + frame(8, b"") + frame(7, b"x") + b"x" + b'{"id": 2}\n'
+    )
+    for cut in range(len(stream) + 1):
+        buffer = FrameBuffer()
+        found = [*buffer.feed(stream[:cut]), *buffer.feed(stream[cut:])]
+        assert [item for item in found if isinstance(item, bytes)] == [b'{"id": 1}', b'{"id": 2}']
+        data = [item for item in found if isinstance(item, tuple)]
+        assert b"".join(piece for channel, piece in data if channel == 7) == payload + b"x"
+        assert (8, b"") in data
 
 
 def test_a_line_of_sixty_megabytes_is_put_together_in_linear_time() -> None:
     """Logs and environments may be that large."""
-    buffer, piece = LineBuffer(), b"x" * 16384
+    buffer, piece = FrameBuffer(), b"x" * 16384
     start = time.monotonic()
     for _ in range(60 * 64):
-        assert buffer.feed(piece) == []
+        assert [*buffer.feed(piece)] == []
     (line,) = buffer.feed(b"\n")
     assert len(line) == 60 << 20
     assert time.monotonic() - start < 1
@@ -36,11 +52,11 @@ def test_a_line_of_sixty_megabytes_is_put_together_in_linear_time() -> None:
 
 def test_a_line_without_end_is_refused() -> None:
     """A host must not be able to fill the server's memory."""
-    buffer, piece = LineBuffer(), b"x" * (1 << 20)
+    buffer, piece = FrameBuffer(), b"x" * (1 << 20)
     for _ in range(64):
-        buffer.feed(piece)
+        list(buffer.feed(piece))
     with pytest.raises(ValueError, match="more than 64 MB"):
-        buffer.feed(piece)
+        list(buffer.feed(piece))
 
 
 @pytest.mark.parametrize(

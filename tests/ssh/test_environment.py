@@ -82,7 +82,7 @@ from distributed_provisioner.ssh import Connections
 from distributed_provisioner.ssh.config import find_target
 
 async def owner():
-    return Connections.current().owner
+    return (await Connections.current().names())[0]
 
 print(asyncio.run(IOThread.current().run(owner())).partition("@")[0])
 print(find_target(HostAddress("host1"), Login()).user)

@@ -3,7 +3,8 @@
 from .connection import HostConnection
 from .forward import Attachment
 from .registry import Connections
+from .relay_channel import RelayAttachment
 from .watching import KernelEvent, Watch
 from .welcome import Welcome
 
-__all__ = ["Attachment", "Connections", "HostConnection", "KernelEvent", "Watch", "Welcome"]
+__all__ = ["Attachment", "Connections", "HostConnection", "KernelEvent", "RelayAttachment", "Watch", "Welcome"]

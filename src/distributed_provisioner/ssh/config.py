@@ -29,10 +29,8 @@ from .host_keys import (
 )
 from .keys import KeyFiles, agent_path, load_key_files
 
-KEEPALIVE_INTERVAL = 4.0
-"""Seconds of silence after which the host is asked for a sign of life; at the third time without an answer it counts as lost, so a host
-that has fallen silent is noticed within 12 s."""
 KEEPALIVE_COUNT = 2
+"""How often a silent host is asked for a sign of life, once each `Login.keepalive_interval`; when that is over once more, it is lost."""
 CIPHERS = "^aes128-gcm@openssh.com,aes256-gcm@openssh.com"
 """Put first unless the user's configuration has Ciphers: the fastest ones where the processor has AES instructions."""
 MAX_JUMPS = 8

@@ -11,20 +11,23 @@ import logging
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Literal
 
 import asyncssh
 
 from ..errors import ConnectionLostError, HostError, HostUnreachableError, ProvisionerError
-from ..models import HostAddress, KernelTransport, Login, RemoteProcess
+from ..models import HostAddress, HostCondition, KernelIdentity, KernelTransport, Login, RemoteProcess
+from ..traffic import Receiver, Writer
 from . import transport as ssh
 from .beside import beside
 from .control import Control, NeedBundle
 from .errors import Progress, lost, translate
 from .forward import Attachment, attach_remote
+from .line import Line
 from .local import is_local
+from .relay_channel import attach_relay
 from .shipping import Bundle, pieces, read_bundle
 from .watching import KernelEvent, Watch, Watches
 from .welcome import Welcome, greet
@@ -36,6 +39,7 @@ LONGEST_IDLE_PAUSE = 30.0
 REACH_TIMEOUT = 3.5
 """Seconds that such an attempt waits for a TCP connection, whose first packets are sent again after 1 and 3 s."""
 MAX_TO_END = 1000
+NOBODY = KernelIdentity()
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +50,11 @@ class HostConnection:
     """The connection to one host as one user. Get it from `Connections`."""
 
     def __init__(
-        self, address: HostAddress, login: Login, handshakes: ssh.Handshakes, owner: str, client: str
+        self,
+        address: HostAddress,
+        login: Login,
+        handshakes: ssh.Handshakes,
+        names: Callable[[], Awaitable[tuple[str, str]]],
     ) -> None:
         self.address = address
         self.is_local = is_local(address)
@@ -56,11 +64,14 @@ class HostConnection:
         self.error: HostError | None = None
         """Why it could not be reached at the last attempt."""
         self.welcome: Welcome | None = None
+        self.drained = False
+        """Whether the host takes no new kernels; as it said last, so it counts while `state` is "connected"."""
+        self.drain_reason = ""
         self.supports: frozenset[KernelTransport] = frozenset()
         """Which kernels can be attached; known after `connect()`."""
         self._login = login
         self._handshakes = handshakes
-        self._owner, self._client = owner, client
+        self._names = names
         self._control: Control | None = None
         self._transport: ssh.SSHTransport | None = None
         self._attempt: asyncio.Task[Welcome] | None = None
@@ -77,6 +88,13 @@ class HostConnection:
     def peer_address(self) -> str | None:
         """The host's address as it is seen from here; None where it is not seen directly."""
         return self._transport.peer_address if self._transport is not None else None
+
+    @property
+    def condition(self) -> HostCondition:
+        """What is known of the host just now. A line that ended with nobody to want it back says nothing about its host."""
+        drained = self.drained and self.state == "connected"
+        away = self.unreachable_since is not None and self._returning is not None
+        return HostCondition(drained, self.drain_reason if drained else "", away)
 
     # --- connecting -------------------------------------------------------------------------------------------------------------------
 
@@ -155,6 +173,7 @@ class HostConnection:
             raise translate(error, progress) from error
         self.welcome, self.error, self.unreachable_since = welcome, None, None
         self._bundles = set(welcome.bundles)
+        self._be_drained(welcome.drained, welcome.drain_reason)
         self.state = "connected"
         _log.info(
             "[host=%s] connected as %s in %.0f ms (%s)",
@@ -166,20 +185,33 @@ class HostConnection:
         return welcome
 
     async def _greet(self) -> Welcome:
-        self._control = control = Control(str(self.address), self._watches.dispatch, self._control_lost)
+        self._control = control = Control(str(self.address), self._told, self._control_lost)
         if self._transport is None:
             await control.open_process()
         else:
             await control.open_session(self._transport.connection)
         connection = None if self._transport is None else self._transport.connection
-        welcome, self.supports = await greet(control, connection, self._owner, self._client)
+        welcome, self.supports = await greet(control, connection, *await self._names())
         return welcome
+
+    def _told(self, event: dict[str, Any]) -> None:
+        if event.get("event") == "drained":
+            self._be_drained(bool(event.get("drained")), str(event.get("reason") or ""))
+        else:
+            self._watches.dispatch(event)
+
+    def _be_drained(self, drained: bool, reason: str) -> None:
+        if drained != self.drained:
+            taken = "takes no new kernels: it is drained" if drained else "takes kernels again"
+            _log.info("[host=%s] %s%s", self.address, taken, f" ({reason})" if drained and reason else "")
+        self.drained, self.drain_reason = drained, reason
 
     async def _resume(self, welcome: Welcome) -> None:
         """The host is (again) there: serve the attachments, compare the kernels, end what was to be ended."""
-        if self._transport is not None:
+        line = self._line
+        if line is not None:
             for attachment in self._attachments:
-                attachment.resume(self._transport.connection)
+                attachment.resume(line)
         wanted = list(self._watches)
         if wanted:
             asked = [{"kernel_id": watch.kernel_id, "generation": watch.generation} for watch in wanted]
@@ -214,7 +246,10 @@ class HostConnection:
         if len(self._watches):
             _log.warning("[host=%s] connection lost: %s", self.address, failure)
         else:
-            _log.info("[host=%s] the connection has ended; it carried no kernel and is made again when needed", self.address)
+            _log.info(
+                "[host=%s] the connection has ended; it carried no kernel and is made again when needed",
+                self.address,
+            )
             _log.debug("[host=%s] it ended like this: %s", self.address, failure)
         self._watches.tell_all(KernelEvent("lost"))
         self._return_later()
@@ -308,6 +343,10 @@ class HostConnection:
         finally:
             self._shipping.pop(bundle.digest, None)
 
+    async def open_relay(self, kernel_id: str, generation: int, receiver: Receiver) -> Writer:
+        """A stream to a kernel's relay, inside the control channel. Raises as `request` does; LaunchError where it has no relay."""
+        return await self._connected().open_channel(kernel_id, generation, receiver)
+
     def _connected(self) -> Control:
         if self._control is None or self._control.failure is not None:
             raise self._not_connected()
@@ -351,23 +390,43 @@ class HostConnection:
                 _log.debug("[host=%s] kernel %s was not ended: %s", self.address, kernel_id, error)
             self._to_end.pop((kernel_id, generation), None)
 
-    async def attach(self, process: RemoteProcess, local_prefix: str, *, serving: bool = True) -> Attachment:
+    @property
+    def _line(self) -> Line | None:
+        """The ways to the host that stand now."""
+        if self._control is None or not (self.is_local or self._transport is not None):
+            return None
+        connection = self._transport.connection if self._transport is not None else None
+        return Line(connection, self._control, "ipc" in self.supports)
+
+    async def attach(
+        self,
+        process: RemoteProcess,
+        local_prefix: str,
+        identity: KernelIdentity = NOBODY,
+        *,
+        serving: bool = True,
+    ) -> Attachment:
         """Near ends for a kernel's sockets; they are there until closed, also while the host is away.
 
-        With `serving` false who connects to them waits for `serve`: the kernel is not there yet.
+        With `serving` false who connects to them waits for `serve`: the kernel is not there yet. For one with a relay, `identity` is
+        needed.
 
         Raises:
             ConfigurationError: `local_prefix` is too long.
             HostUnreachableError: not connected.
             OSError: the sockets cannot be made.
         """
-        if self.is_local:
+        if self.is_local and not process.relay:
             return Attachment(
                 "ipc" if process.kernel_transport == "ipc" else "tcp", process.ip, process.ports
             )
-        if self._transport is None:
+        if self._transport is None and not self.is_local:
             raise self._not_connected()
-        attachment = await attach_remote(process, local_prefix, str(self.address))
+        attachment: Attachment
+        if process.relay:
+            attachment = await attach_relay(process, local_prefix, identity)
+        else:
+            attachment = await attach_remote(process, local_prefix, str(self.address))
         attachment.on_close = self._attachments.discard
         self._attachments.add(attachment)
         if serving:
@@ -376,8 +435,8 @@ class HostConnection:
 
     def serve(self, attachment: Attachment) -> None:
         """Connect those who wait at its near ends."""
-        if self._transport is not None:
-            attachment.resume(self._transport.connection)
+        if (line := self._line) is not None:
+            attachment.resume(line)
 
     @property
     def forwarding(self) -> bool:

@@ -16,6 +16,7 @@ import asyncssh
 
 from ..errors import (
     ConnectionLostError,
+    HostDrainedError,
     HostError,
     HostSetupError,
     HostUnreachableError,
@@ -28,13 +29,17 @@ from ..errors import (
     ProvisionerError,
     TooLargeError,
 )
+from ..traffic import Receiver, Writer
 from .bootstrap import PYTHONS, MarkerSearch, TooMuchNoise, new_marker, preface, words
 from .errors import lost
+from .frames import FrameBuffer, frame
 from .wire import ProcessWire, SessionWire, Wire
 
 PROTOCOL = 1
-MAX_LINE = 64 << 20
-"""Bytes of what a listener says at once: it may be a long log."""
+MAX_EARLY = 16
+"""Channels of which something is kept before their openers run. A relay says nothing before it was greeted."""
+CHANNEL_TIMEOUT = 10.0
+"""Seconds in which a relay has to be connected."""
 MAX_REQUEST = 8 << 20
 """Bytes of a request; a listener takes no more."""
 
@@ -66,7 +71,11 @@ class Control:
         self._on_lost: Callable[[ProvisionerError], None] | None = on_lost
         self._marker = new_marker()
         self._search = MarkerSearch(self._marker)
-        self._lines = LineBuffer()
+        self._frames = FrameBuffer()
+        self._channels: dict[int, Receiver] = {}
+        self._early: dict[int, list[bytes]] = {}
+        """What came on channels of which the reply has not been read yet."""
+        self._last_channel = 0
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._turn = asyncio.Lock()
@@ -117,6 +126,51 @@ class Control:
             LaunchError, HostSetupError, ProtocolError: what the listener answered.
         """
         return await self._ask(op, params, timeout)
+
+    async def open_channel(self, kernel_id: str, generation: int, receiver: Receiver) -> Writer:
+        """A stream to a kernel's relay inside this channel, for hosts where sshd forwards nothing. Raises as `request` does."""
+        reply = await self.request(
+            "relay", {"kernel_id": kernel_id, "generation": generation, "role": "server"}, CHANNEL_TIMEOUT
+        )
+        number = int(reply["channel"])
+        channel = _Channel(self, number)
+        if self.failure is not None:
+            raise self.failure
+        self._channels[number] = receiver
+        self._last_channel = max(self._last_channel, number)
+        assert self._wire is not None
+        self._wire.on_flow = self._flow
+        if not self._wire.is_writable:
+            receiver.pause_writing()
+        for data in self._early.pop(number, ()):
+            asyncio.get_running_loop().call_soon(self._from_channel, number, data)
+        return channel
+
+    def write_channel(self, number: int, data: bytes | memoryview) -> None:
+        """Nothing: close it."""
+        if self.failure is not None or self._wire is None:
+            return
+        if not data and self._channels.pop(number, None) is None:
+            return
+        self._wire.write(b"".join((frame(number, data), data)))
+
+    def _from_channel(self, number: int, data: bytes) -> None:
+        receiver = self._channels.get(number)
+        if receiver is None:
+            if number > self._last_channel and len(self._early) < MAX_EARLY:
+                self._early.setdefault(number, []).append(data)  # else it has been closed from this side
+        elif data:
+            receiver.data_received(data)
+        else:
+            del self._channels[number]
+            receiver.lost()
+
+    def _flow(self, writable: bool) -> None:
+        for receiver in list(self._channels.values()):
+            if writable:
+                receiver.resume_writing()
+            else:
+                receiver.pause_writing()
 
     def close(self) -> None:
         """End the bridge; what is under way fails."""
@@ -173,8 +227,11 @@ class Control:
     def _received(self, data: bytes) -> None:
         try:
             rest = self._search.feed(data)
-            for line in self._lines.feed(rest) if rest else ():
-                self._handle(line)
+            for item in self._frames.feed(rest) if rest else ():
+                if isinstance(item, bytes):
+                    self._handle(item)
+                else:
+                    self._from_channel(*item)
         except TooMuchNoise:
             self._over(self._no_bridge())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -255,27 +312,23 @@ class Control:
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_exception(self.failure)
+        channels, self._channels = self._channels, {}
+        for receiver in channels.values():
+            receiver.lost(self.failure)
 
 
-class LineBuffer:
-    """Cuts a stream into lines; each byte is looked at once."""
+class _Channel:
+    """What a receiver writes to."""
 
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self._size = 0
+    def __init__(self, control: Control, number: int) -> None:
+        self._control, self._number = control, number
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """The lines that `data` completes. Raises ValueError for one that is too long."""
-        *lines, rest = data.split(b"\n")
-        if lines and self._parts:
-            lines[0] = b"".join([*self._parts, lines[0]])
-            self._parts, self._size = [], 0
-        if rest:
-            self._parts.append(rest)
-            self._size += len(rest)
-        if self._size > MAX_LINE:
-            raise ValueError(f"a line of more than {MAX_LINE >> 20} MB")
-        return lines
+    def write(self, data: bytes | memoryview) -> None:
+        if data:
+            self._control.write_channel(self._number, data)
+
+    def close(self) -> None:
+        self._control.write_channel(self._number, b"")
 
 
 def exception_of(error: Mapping[str, Any], host: str) -> ProvisionerError:
@@ -284,8 +337,8 @@ def exception_of(error: Mapping[str, Any], host: str) -> ProvisionerError:
     tail = str(error.get("log_tail") or "")
     if kind == "launcher-exited":
         return LauncherExitedError(message, exit_status=error.get("exit_status"), log_tail=tail, host=host)
-    if kind in ("setup", "resources"):
-        return HostSetupError(f"{host} cannot be used: {message}. Mend that there and try again.", host=host)
+    if kind in ("setup", "resources", "drained"):
+        return _host_error(error, host)
     if kind == "bad-request":
         return ProtocolError(
             f"The listener on {host} refused a request: {message}. Correct that in kernel.json or in the start request; "
@@ -303,6 +356,14 @@ def exception_of(error: Mapping[str, Any], host: str) -> ProvisionerError:
         failure.log_tail = tail  # type: ignore[attr-defined] # as LauncherExitedError has it
         return failure
     return _LAUNCH_ERRORS.get(str(kind), LaunchError)(message, host=host)
+
+
+def _host_error(error: Mapping[str, Any], host: str) -> HostError:
+    if error.get("type") == "drained":
+        return HostDrainedError(host, str(error.get("message", "")).partition(": ")[2])
+    return HostSetupError(
+        f"{host} cannot be used: {error.get('message', '')}. Mend that there and try again.", host=host
+    )
 
 
 def _largest(params: Mapping[str, Any]) -> str:

@@ -10,16 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
-import stat
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 
 import asyncssh
 
 from ..errors import ConfigurationError
 from ..models import CHANNELS, RemoteProcess
+from ..traffic import NearEnd
 from .beside import NoThread, beside
+from .line import Line
 
 LONGEST_PATH = 100
 """Bytes of a near end's path; macOS takes 103, Linux 107."""
@@ -47,16 +46,20 @@ class Attachment:
         self._forwards = forwards or []
         self.on_close: Callable[[Attachment], None] | None = None
 
-    def resume(self, connection: Connection) -> None:
-        """The host is (again) reached by this connection."""
+    def resume(self, line: Line) -> None:
+        """The host is (again) reached by this line."""
         # Backwards, iopub before shell: what a cell prints is lost to those whose iopub is connected later than their shell.
         for forward in reversed(self._forwards):
-            forward.resume(connection)
+            if line.connection is not None:
+                forward.resume(line.connection)
 
     def suspend(self) -> None:
         """The host is away: let connections wait."""
         for forward in self._forwards:
             forward.suspend()
+
+    async def finish(self, why: str) -> None:
+        """The kernel has ended: hand on what is still on its way, and tell whom a sentence helps; `close()` comes after it."""
 
     async def close(self) -> None:
         """Close all channels and remove the sockets."""
@@ -65,7 +68,7 @@ class Attachment:
         if self.on_close is not None:
             self.on_close(self)
             self.on_close = None
-        await _in_thread([forward.unlink for forward in self._forwards])
+        await in_thread([forward.unlink for forward in self._forwards])
 
     @property
     def count(self) -> int:
@@ -85,19 +88,16 @@ async def attach_remote(process: RemoteProcess, local_prefix: str, host: str) ->
     """
     if process.kernel_transport == "direct":
         return Attachment("tcp", process.ip, process.ports)
-    if len(os.fsencode(f"{local_prefix}-{len(CHANNELS)}")) > LONGEST_PATH:
-        raise ConfigurationError(
-            f"The path {local_prefix}-1 is too long for a Unix socket ({LONGEST_PATH} bytes). Set TMPDIR to a shorter one."
-        )
+    checked(local_prefix)
     forwards: list[Forward] = []
     for number, channel in enumerate(CHANNELS, 1):
         port = process.ports[channel]
         far: FarEnd = (process.ip, port) if process.kernel_transport == "tcp" else f"{process.ip}-{port}"
         forwards.append(Forward(f"{local_prefix}-{number}", far, host))
     try:
-        await _in_thread([forward.bind for forward in forwards])
+        await in_thread([forward.bind for forward in forwards])
         for forward in forwards:
-            await forward.listen()
+            await forward.listen(forward.accepting)
     except BaseException:
         await Attachment("ipc", local_prefix, {}, forwards).close()
         raise
@@ -105,47 +105,28 @@ async def attach_remote(process: RemoteProcess, local_prefix: str, host: str) ->
     return Attachment("ipc", local_prefix, ports, forwards)
 
 
-class Forward:
+def checked(local_prefix: str) -> str:
+    """The prefix, if sockets may lie there. Raises ConfigurationError."""
+    if len(os.fsencode(f"{local_prefix}-{len(CHANNELS)}")) > LONGEST_PATH:
+        raise ConfigurationError(
+            f"The path {local_prefix}-1 is too long for a Unix socket ({LONGEST_PATH} bytes). Set TMPDIR to a shorter one."
+        )
+    return local_prefix
+
+
+class Forward(NearEnd):
     """One near end: a listening Unix socket of mode 0600, and the pairs of connections through it."""
 
     def __init__(self, path: str, far: FarEnd, host: str) -> None:
-        self.path = path
+        super().__init__(path)
         self._far = far
         self._host = host
         self._connection: Connection | None = None
-        self._socket: socket.socket | None = None
-        self._server: asyncio.AbstractServer | None = None
-        self._inode: tuple[int, int] | None = None
         self._near: set[_Near] = set()
 
     @property
     def count(self) -> int:
         return len(self._near)
-
-    def bind(self) -> None:
-        """Make the socket; one that a process before us has left there is replaced. Blocks a little."""
-        with suppress(OSError):
-            if stat.S_ISSOCK(os.lstat(self.path).st_mode):
-                os.unlink(self.path)
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.setblocking(False)
-        self._socket.bind(self.path)
-        os.chmod(self.path, 0o600)
-        status = os.lstat(self.path)
-        self._inode = (status.st_dev, status.st_ino)
-
-    async def listen(self) -> None:
-        """Take connections from now on."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(lambda: _Near(self), sock=self._socket)
-
-    def unlink(self) -> None:
-        """Remove the socket's file, unless a later attachment has its own there already. Blocks a little."""
-        with suppress(OSError):
-            status = os.lstat(self.path)
-            if (status.st_dev, status.st_ino) == self._inode:
-                os.unlink(self.path)
-        self._inode = None
 
     def resume(self, connection: Connection) -> None:
         self._connection = connection
@@ -157,13 +138,12 @@ class Forward:
 
     def close(self) -> None:
         """Take no more connections and end those that are there; `unlink()` comes after it."""
-        if self._server is not None:
-            self._server.close()
-        elif self._socket is not None:
-            self._socket.close()
-        self._server = self._socket = None
+        super().close()
         for near in list(self._near):
             near.close()
+
+    def accepting(self) -> _Near:
+        return _Near(self)
 
     def accepted(self, near: _Near) -> None:
         if self._connection is None and len(self._near) >= MAX_WAITING:
@@ -188,7 +168,7 @@ class Forward:
             near.close()
 
 
-async def _in_thread(calls: Sequence[Callable[[], None]]) -> None:
+async def in_thread(calls: Sequence[Callable[[], None]]) -> None:
     """Run what touches the file system beside the loop, to its end even when the caller is cancelled."""
 
     def work() -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-import socket
 from collections.abc import Iterator
 from typing import ClassVar
 
 from ..errors import ConnectionLostError
 from ..io_thread import IOThread
-from ..models import HostAddress, Login
-from ..own_user import own_name
+from ..models import HostAddress, HostCondition, Login
+from ..owner import new_client, owner
+from .beside import beside
 from .connection import HostConnection
 from .transport import Handshakes
 
@@ -25,10 +24,7 @@ class Connections:
     _by_thread: ClassVar[dict[IOThread, Connections]] = {}
 
     def __init__(self) -> None:
-        self.client = secrets.token_hex(8)
-        """Names this process to the listeners."""
-        self.owner = f"{own_name()}@{socket.gethostname()}"
-        """Whose kernels they are."""
+        self._names: asyncio.Task[tuple[str, str]] | None = None
         self.closed = False
         self._handshakes = Handshakes()
         self._connections: dict[tuple[HostAddress, Login], HostConnection] = {}
@@ -43,6 +39,12 @@ class Connections:
             thread.on_close(found.close)
         return found
 
+    async def names(self) -> tuple[str, str]:
+        """Whose kernels they are, and which process this is, as the listeners are told. Looked up once: it takes files, or a `ps`."""
+        if self._names is None:
+            self._names = asyncio.ensure_future(beside(lambda: (owner(), new_client())))
+        return await asyncio.shield(self._names)
+
     def get(self, address: HostAddress, login: Login) -> HostConnection:
         """The connection to a host, not connected yet if it is new: always the same one for the same arguments.
 
@@ -56,9 +58,18 @@ class Connections:
             )
         found = self._connections.get((address, login))
         if found is None or found.state == "closed":
-            found = HostConnection(address, login, self._handshakes, self.owner, self.client)
+            found = HostConnection(address, login, self._handshakes, self.names)
             self._connections[(address, login)] = found
         return found
+
+    def condition(self, address: HostAddress, login: Login | None) -> HostCondition:
+        """What the connection to a host knows of it; without a log-in, the worst that any connection to it knows."""
+        known = [
+            each.condition
+            for (host, own), each in self._connections.items()
+            if host == address and login in (None, own)
+        ]
+        return max(known, key=lambda one: (one.drained, one.unreachable), default=HostCondition())
 
     def __iter__(self) -> Iterator[HostConnection]:
         return iter(list(self._connections.values()))

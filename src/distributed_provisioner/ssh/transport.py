@@ -21,7 +21,7 @@ import asyncssh
 
 from ..models import HostAddress, Login
 from .beside import Lookups
-from .config import CIPHERS, KEEPALIVE_COUNT, KEEPALIVE_INTERVAL, Target, find_target
+from .config import CIPHERS, KEEPALIVE_COUNT, Target, find_target
 from .errors import Dropped, Progress, timed_out, translate
 from .host_keys import host_key_error
 from .keys import Keyring
@@ -192,7 +192,7 @@ class _Attempt:
                 except asyncio.TimeoutError:
                     raise ReachTimeout from None
                 progress.connected = True
-            connection = await _handshake(hop, through, sock, client)
+            connection = await _handshake(hop, through, sock, client, self._login.keepalive_interval)
             client.established = True
             return connection
         except asyncssh.HostKeyNotVerifiable as error:
@@ -222,7 +222,11 @@ class _Attempt:
 
 
 async def _handshake(
-    hop: Target, through: asyncssh.SSHClientConnection | None, sock: socket.socket | None, client: _Client
+    hop: Target,
+    through: asyncssh.SSHClientConnection | None,
+    sock: socket.socket | None,
+    client: _Client,
+    keepalive_interval: float,
 ) -> asyncssh.SSHClientConnection:
     options: dict[str, Any] = {}
     if hop.options.config.get("Ciphers") is None:
@@ -248,7 +252,7 @@ async def _handshake(
         compression_algs="none",
         connect_timeout=None,
         login_timeout=0,
-        keepalive_interval=KEEPALIVE_INTERVAL,
+        keepalive_interval=keepalive_interval,
         keepalive_count_max=KEEPALIVE_COUNT,
         **options,
     )

@@ -11,7 +11,6 @@ import asyncssh
 from ..errors import HostSetupError
 from ..models import KernelTransport
 from .control import Control
-from .errors import FORWARDING_OPTIONS
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,8 @@ class Welcome:
     bundles: tuple[str, ...] = ()
     kernels: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     detached: bool = True
+    drained: bool = False
+    drain_reason: str = ""
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -68,12 +69,6 @@ async def greet(
             supported.add("tcp")
     finally:
         by_tcp.add_done_callback(_look_at)  # never cancelled: a channel that opens after all must be closed
-    if not supported:
-        raise HostSetupError(
-            f"{control.host} forbids forwarding for user {welcome.user}, of Unix sockets and of TCP ports, so no kernel on it "
-            f"could be reached. Allow one of them in its sshd_config or authorized_keys: {FORWARDING_OPTIONS} decide.",
-            host=control.host,
-        )
     return welcome, frozenset({*supported, "direct"})
 
 

@@ -32,6 +32,8 @@ class Wire:
         self._ended: Ended | None = ended
         self._writable = asyncio.Event()
         self._writable.set()
+        self.on_flow: Callable[[bool], None] | None = None
+        """Called with whether more may be written, when that changes."""
 
     def write(self, data: bytes) -> None:
         """Send; await `writable()` before."""
@@ -39,11 +41,23 @@ class Wire:
 
     def close(self) -> None:
         """End the bridge. `ended` is not called any more."""
-        self._received = self._ended = None
+        self._received = self._ended = self.on_flow = None
         self._writable.set()
 
     async def wait_closed(self) -> None:
         """Wait, after `close()`, until nothing of the line is left here."""
+
+    @property
+    def is_writable(self) -> bool:
+        return self._writable.is_set()
+
+    def _flow(self, writable: bool) -> None:
+        if writable:
+            self._writable.set()
+        else:
+            self._writable.clear()
+        if self.on_flow is not None:
+            self.on_flow(writable)
 
     async def writable(self) -> None:
         """Wait until the line takes more bytes (or is gone)."""
@@ -106,10 +120,10 @@ class _Session(asyncssh.SSHClientSession[bytes]):
         self._wire.exit_status = -1
 
     def pause_writing(self) -> None:
-        self._wire._writable.clear()
+        self._wire._flow(False)
 
     def resume_writing(self) -> None:
-        self._wire._writable.set()
+        self._wire._flow(True)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wire._end(exc)
@@ -178,10 +192,10 @@ class _Child(asyncio.SubprocessProtocol):
         self._over()
 
     def pause_writing(self) -> None:
-        self._wire._writable.clear()
+        self._wire._flow(False)
 
     def resume_writing(self) -> None:
-        self._wire._writable.set()
+        self._wire._flow(True)
 
     def _over(self) -> None:
         self._wire._end(None)

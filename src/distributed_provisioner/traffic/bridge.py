@@ -1,0 +1,195 @@
+"""The server's half of one kernel's relay: near ends for ZMQ clients, one stream of records to the host.
+
+Runs on the I/O loop. It lives as long as the kernel's endpoints do: over cut lines, and over restarts of the kernel on its host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from .clients import Client, Owner
+from .echo import Echo
+from .link import Link, Opener
+from .messages import Activity, Author
+from .publisher import Publisher
+from .routes import Holds, Routes
+from .shared import relay_wire as wire
+
+TELL_AFTER = 15.0
+"""Seconds without its host after which a running cell says so."""
+HICCUP = 1.0
+"""Seconds that a stream may be gone, on a line that stands, before anybody is told."""
+DRAIN_TIMEOUT = 2.0
+QUIET = 0.1
+"""Seconds without anything new after which a kernel that has gone has said all it had to say."""
+
+_log = logging.getLogger(__name__)
+
+
+class Bridge:
+    """One kernel's messages, between Jupyter's clients and the relay on its host.
+
+    Args:
+        author: signs messages of our own.
+        host: for messages to people.
+    """
+
+    def __init__(self, author: Author, host: str, name: str) -> None:
+        self._author, self._host, self._name = author, host, name
+        self._activity = Activity()
+        self._link = Link(self, name)
+        self._holds = Holds()
+        self._publisher = Publisher(self._link, author, self._activity)
+        arrival = self._publisher.identity_arrived
+        self._routes = [
+            Routes(kind, self._link, self._holds, arrival) for kind in (wire.SHELL, wire.CONTROL, wire.STDIN)
+        ]
+        self._echo = Echo()
+        self._kernel_gone = False
+        self._away = False
+        self._greeted = False
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    def protocols(self) -> list[Callable[[], Client]]:
+        """What serves connections to the near ends, in the order of `models.CHANNELS`."""
+        shell, control, stdin = self._routes
+        ends: list[tuple[Owner, bytes]] = [
+            (shell, b"ROUTER"), (self._publisher, b"XPUB"), (stdin, b"ROUTER"), (control, b"ROUTER"), (self._echo, b"REP"),
+        ]  # fmt: skip
+        return [_serving(owner, socket_type) for owner, socket_type in ends]
+
+    @property
+    def count(self) -> int:
+        """How many clients there are."""
+        return self._publisher.count + sum(len(routes.clients) for routes in self._routes)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the relay is connected."""
+        return self._link.is_up
+
+    def resume(self, opener: Opener) -> None:
+        """The host is (again) reached by `opener`."""
+        self._link.resume(opener)
+
+    def suspend(self) -> None:
+        """The host is away: clients wait, and are told."""
+        self._link.suspend()
+        self._later("away", 0.0, self._host_away)
+
+    def relaunched(self) -> None:
+        """Another process is the kernel now, on the same host."""
+        self._echo.beats, self._kernel_gone = True, False
+        self._activity.running.clear()
+
+    def rest(self) -> None:
+        """The kernel has ended: its heart does not beat until another one is there."""
+        self._echo.beats = False
+
+    async def drain(self) -> None:
+        """The kernel has ended: hand on what it still said, for at most `DRAIN_TIMEOUT` seconds."""
+        self.rest()
+        loop = asyncio.get_running_loop()
+        deadline, seen, since = loop.time() + DRAIN_TIMEOUT, self._link.count, loop.time()
+        while self._link.is_up and loop.time() < deadline:
+            await asyncio.sleep(0.02)
+            if self._link.count != seen or not self._kernel_gone:
+                seen, since = self._link.count, loop.time()
+            elif loop.time() - since >= QUIET:
+                return
+
+    def say(self, text: str) -> None:
+        """A line on standard error of each cell that is being worked on."""
+        for parent in list(self._activity.running.values()):
+            self._publisher.publish(self._author.error_text(text, parent))
+
+    def close(self) -> None:
+        """End all connections."""
+        self._link.close()
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        self._holds.close()
+        for routes in self._routes:
+            routes.close()
+        self._publisher.close()
+        self._echo.close()
+
+    # --- what the link tells --------------------------------------------------------------------------------------------------
+
+    def piece(self, kind: int, identity: bytes, flags: int, number: int, payload: memoryview) -> None:
+        if kind == wire.IOPUB:
+            self._publisher.piece(flags, number, payload)
+        else:
+            self._routes[kind].piece(identity, flags, number, payload)
+
+    def welcome(self, said: dict[str, Any], successor: bool) -> None:
+        self._kernel_gone = said.get("kernel") == "gone"
+        if successor:
+            self._begin_anew()
+        elif not self._greeted:
+            self._activity.state = self._activity.state or str(said.get("execution_state") or "")
+            self._publisher.welcome({bytes.fromhex(identity) for identity in said.get("clients", ())})
+        self._greeted = True
+        for name in list(self._timers):
+            self._timers.pop(name).cancel()
+        if self._away:
+            self._away = False
+            self._status(self._activity.state or "idle")
+
+    def told(self, what: dict[str, Any]) -> None:
+        if what.get("tell") == "kernel":
+            self._kernel_gone = what.get("state") == "gone"
+        elif what.get("tell") == "superseded":
+            _log.warning("[%s] another server has taken the kernel over", self._name)
+            self._link.stay_away()
+
+    def stream_lost(self) -> None:
+        self._later("away", HICCUP, self._host_away)
+
+    def room(self, kind: int) -> None:
+        self._routes[kind].room()
+
+    # --- what people are told -------------------------------------------------------------------------------------------------
+
+    def _begin_anew(self) -> None:
+        self._publisher.void()
+        for routes in self._routes:
+            routes.begin_anew()
+        identities = {client.identity.hex() for routes in self._routes for client in routes.clients}
+        self._link.tell({"tell": "open", "identities": sorted(identities)})
+        self.say(
+            f"[distributed-provisioner] The relay on {self._host} that carries this kernel's messages was ended from outside and has been "
+            "started again. The kernel goes on; some of its output may be missing."
+        )
+
+    def _host_away(self) -> None:
+        if self._away:
+            return
+        self._away = True
+        self._status("reconnecting")
+        self._later("told", TELL_AFTER, self._say_away)
+
+    def _say_away(self) -> None:
+        self.say(
+            f"[distributed-provisioner] {self._host} cannot be reached at the moment. The cell goes on there, and its output is shown "
+            "as soon as the host is back."
+        )
+
+    def _status(self, state: str) -> None:
+        self._publisher.publish(self._author.status(state, {}))
+
+    def _later(self, name: str, seconds: float, call: Callable[[], None]) -> None:
+        if name in self._timers:
+            self._timers.pop(name).cancel()
+        if seconds <= 0:
+            call()
+        else:
+            self._timers[name] = asyncio.get_running_loop().call_later(seconds, call)
+
+
+def _serving(owner: Owner, socket_type: bytes) -> Callable[[], Client]:
+    return lambda: Client(owner, socket_type)
