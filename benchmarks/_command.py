@@ -18,7 +18,7 @@ from benchmarks._report import Report, write_page
 from benchmarks._world import world
 from distributed_provisioner.testing.errors import Unsupported
 
-NAMES = ("launch", "roundtrip", "poll", "burst", "interrupt", "restart", "idle", "rivals")
+NAMES = ("launch", "roundtrip", "poll", "burst", "interrupt", "restart", "idle", "adoption", "rivals")
 _COMMAND = (sys.executable, str(Path(__file__).with_name("__main__.py")))
 INSIDE = "DISTRIBUTED_PROVISIONER_BENCHMARKS_INSIDE"
 

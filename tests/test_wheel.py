@@ -15,6 +15,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "distributed_provisioner"
+SERVER_CONFIG = "etc/jupyter/jupyter_server_config.d/distributed_provisioner.json"
+"""Where Jupyter Server learns that it has an extension of ours."""
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def test_wheel_has_every_file_of_the_package(wheel: Path) -> None:
     assert expected <= names
     assert {"server_listener.py", "launch_ipykernel.py"} <= {name.rsplit("/", 1)[-1] for name in names}
     strangers = {name for name in names - expected if ".dist-info/" not in name}
-    assert not strangers
+    assert {name.partition(".data/data/")[2] for name in strangers} == {SERVER_CONFIG}
 
 
 def test_wheel_has_license_and_description(wheel: Path) -> None:
@@ -88,6 +90,18 @@ def test_installed_entry_point_loads(python: Path) -> None:
     name, file = run(python, "-c", code).split()
     assert name == "DistributedProvisioner"
     assert Path(file).is_relative_to(python.parents[1])
+
+
+def test_installation_enables_the_extension_of_jupyter_server(python: Path) -> None:
+    """Who installs the package has kernels that outlive the server, without a further command."""
+    config = json.loads((python.parents[1] / SERVER_CONFIG).read_text())
+    (name,) = [name for name, on in config["ServerApp"]["jpserver_extensions"].items() if on]
+    code = (
+        "import importlib, sys; package = importlib.import_module(sys.argv[1])\n"
+        "(point,) = package._jupyter_server_extension_points()\n"
+        "print(importlib.import_module(point['module'])._load_jupyter_server_extension.__name__)"
+    )
+    assert run(python, "-c", code, name).strip() == "_load_jupyter_server_extension"
 
 
 def test_installed_command_makes_a_kernelspec_that_launches(

@@ -12,13 +12,16 @@ from .authorization import authorize, requested_pin, requesting_user
 from .envelope import public_key
 from .errors import ConfigurationError, KernelSpecError
 from .models import KernelTransport, LaunchRequest
-from .settings import Settings, launch_timeout_for, server_environment
+from .settings import Settings, launch_timeout_for, orphan_timeout_for, server_environment
 
 Encryption = Literal["disabled", "auto", "required"]
 
 _KERNEL_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _DECIDING = ("KERNEL_REMOTE_HOST", "KERNEL_USERNAME")
 """Of the server's own environment they count, too, where a request does not say otherwise: plain servers drop a request's `env`."""
+
+_SPEAK_IPC = frozenset(("launch_ipykernel.py", "launch_IRkernel.R"))
+"""Launchers whose kernels listen on Unix sockets, if told so."""
 
 _OF_A_MACHINE = frozenset(
     (
@@ -114,7 +117,7 @@ def build_request(
     argv = (*map(str, kernel_spec.argv), *map(str, extra_arguments))
     resource_dir = str(kernel_spec.resource_dir or "")
     _check_files(kernel_name, argv, resource_dir)
-    transport = kernel_transport(settings, argv)
+    transport = kernel_transport(settings, argv, resource_dir)
     if transport == "direct" and encryption is None and not settings.allow_plain_text:
         raise ConfigurationError(
             f"Kernel specification '{kernel_name}' cannot encrypt, so with transport 'direct' its messages would cross the network "
@@ -145,18 +148,19 @@ def build_request(
         encrypt_ipc=encrypt_ipc,
         prefix=sys.prefix,
         launch_timeout=launch_timeout_for(settings, requested),
-        orphan_timeout=settings.orphan_timeout,
+        orphan_timeout=orphan_timeout_for(settings, requested),
+        output_limit=settings.output_limit << 20,
         interrupt_target=settings.interrupt_target,
         remote_python=settings.remote_python,
         kernel_log_dir=settings.kernel_log_dir,
     )
 
 
-def kernel_transport(settings: Settings, argv: Sequence[str]) -> KernelTransport:
+def kernel_transport(settings: Settings, argv: Sequence[str], resource_dir: str = "") -> KernelTransport:
     """What the kernel's sockets are to be: Unix sockets where the kernel is known to have them, or is said to."""
     if settings.transport == "direct":
         return "direct"
-    return settings.kernel_transport or ("ipc" if _is_known_for_ipc(argv) else "tcp")
+    return settings.kernel_transport or ("ipc" if _is_known_for_ipc(argv, resource_dir) else "tcp")
 
 
 def _check_files(kernel_name: str, argv: Sequence[str], resource_dir: str) -> None:
@@ -182,9 +186,12 @@ def _own_directory() -> str | None:
         return None
 
 
-def _is_known_for_ipc(argv: Sequence[str]) -> bool:
-    names = [os.path.basename(item) for item in argv]
-    if "launch_ipykernel.py" in names:
+def _is_known_for_ipc(argv: Sequence[str], resource_dir: str) -> bool:
+    names = {os.path.basename(item) for item in argv}
+    if os.path.basename(argv[0]) == "run.sh":  # it finds its launcher in the specification's directory
+        scripts = os.path.join(resource_dir, "scripts")
+        names |= set(os.listdir(scripts)) if os.path.isdir(scripts) else set()
+    if names & _SPEAK_IPC:
         return True
     modules = [argv[place + 1] for place, item in enumerate(argv[:-1]) if item == "-m"]
     return any(module in ("ipykernel_launcher", "ipykernel") for module in modules)

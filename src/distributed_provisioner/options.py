@@ -235,6 +235,17 @@ written into kernel.json, where it wins over the environment. (GP_LAUNCH_TIMEOUT
         values.seconds(zero=False),
     ),
     Option(
+        "keepalive_interval",
+        ("GP_KEEPALIVE_INTERVAL",),
+        "seconds, above 0",
+        4,
+        "How long a host may be silent before it is asked for a sign of life. When three of these have passed without a word, the"
+        " connection counts as lost: after 12 seconds by default.",
+        values.seconds(zero=False),
+        not_in_spec="one connection serves all kernels on a host: set c.DistributedProvisioner.keepalive_interval or"
+        " GP_KEEPALIVE_INTERVAL instead",
+    ),
+    Option(
         "unreachable_timeout",
         ("GP_UNREACHABLE_TIMEOUT",),
         "seconds, 0 for never",
@@ -248,9 +259,39 @@ written into kernel.json, where it wins over the environment. (GP_LAUNCH_TIMEOUT
         ("GP_ORPHAN_TIMEOUT",),
         "seconds, 0 for never",
         86400,
-        "How long a kernel lives on whose server is not heard of any more. Then its host ends it.",
+        "How long a kernel lives on whose server is not heard of any more. Then its host ends it. KERNEL_ORPHAN_TIMEOUT in a start"
+        " request wins for that kernel.",
         values.seconds(zero=True),
         default_text="86400 (24 hours)",
+    ),
+    Option(
+        "output_limit",
+        ("GP_OUTPUT_LIMIT",),
+        "MB, a whole number",
+        64,
+        "How much of a kernel's output its host keeps while no server is there. Beyond it the oldest goes first, text that was printed"
+        " before anything else, and a line in the cell says how much.",
+        values.whole(1, 1 << 20),
+    ),
+    Option(
+        "on_server_stop",
+        ("GP_ON_SERVER_STOP",),
+        "end or keep",
+        "end",
+        "What an orderly stop of Jupyter Server does with its kernels: end them, as Jupyter does, or keep them for the next start of the"
+        " same server. A crash keeps them in any case. Kernels that are being started or restarted at that moment are ended.",
+        values.choice("end", "keep"),
+    ),
+    Option(
+        "adopt_kernels",
+        ("GP_ADOPT_KERNELS",),
+        "true or false",
+        True,
+        "Whether Jupyter Server, when it starts, goes on with the kernels of its earlier run: those of the same user, machine, root"
+        " directory and configuration directory whose own server is gone.",
+        values.flag,
+        not_in_spec="it is a setting of the host application, for all kernels alike: set c.DistributedProvisioner.adopt_kernels or"
+        " GP_ADOPT_KERNELS instead",
     ),
     Option(
         "allow_any_pinned_host",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import ConfigurationError
-from .models import HostAddress, Login, RemoteProcess
+from .models import CHANNELS, HostAddress, LaunchRequest, Login, RemoteProcess
 
 VERSION = 1
 
@@ -24,6 +24,7 @@ def process_to_json(process: RemoteProcess) -> dict[str, Any]:
         "ip": process.ip,
         "ports": dict(process.ports),
         "directory": process.directory,
+        "relay": process.relay,
     }
 
 
@@ -46,11 +47,52 @@ def process_from_json(data: Mapping[str, Any]) -> RemoteProcess:
             ip=str(data["ip"]),
             ports={str(channel): int(port) for channel, port in data["ports"].items()},
             directory=str(data["directory"]),
+            relay=str(data.get("relay") or ""),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(
             f"What was kept about a running kernel cannot be read ({error}). It cannot be found again: start a new one."
         ) from error
+
+
+def process_from_status(host: HostAddress, status: Mapping[str, Any]) -> RemoteProcess:
+    """Where a kernel runs, by its status as the host's listener tells it. Raises KeyError, TypeError or ValueError for one that is none."""
+    return RemoteProcess(
+        host=host,
+        pid=int(status["pid"]),
+        kernel_pid=int(status["kernel_pid"] or status["pid"]),
+        pgid=int(status["pgid"]),
+        generation=int(status["generation"]),
+        kernel_transport=status["transport"],
+        ip=str(status["ip"]),
+        ports={channel: int(status["ports"][channel]) for channel in CHANNELS},
+        directory=str(status.get("directory") or ""),
+        details={name: status.get(name) for name in ("log", "start", "started")},
+        relay=str(status.get("relay") or ""),
+    )
+
+
+def launch_to_json(
+    request: LaunchRequest, kernel_spec: Any, cwd: str | None, extra_arguments: Sequence[str]
+) -> dict[str, Any]:
+    """What a restart by another process needs, and what Jupyter asks of a kernelspec, should it be gone by then."""
+    own = ("KERNEL_ID", "KERNEL_LANGUAGE")
+    return {
+        "env": {name: value for name, value in request.request_env.items() if name not in own},
+        "cwd": None if cwd is None else str(cwd),
+        "extra_arguments": list(map(str, extra_arguments)),
+        "spec": {name: getattr(kernel_spec, name) for name in ("display_name", "language", "interrupt_mode")},
+    }
+
+
+def launch_arguments_from_json(data: Mapping[str, Any] | None, environ: Mapping[str, str]) -> dict[str, Any]:
+    """What the kernel was started with, as a KernelManager keeps it for restarts; `environ` is this server's own environment."""
+    known = data or {}
+    arguments: dict[str, Any] = {"env": {**environ, **(known.get("env") or {})}}
+    for name in ("cwd", "extra_arguments"):
+        if known.get(name):
+            arguments[name] = known[name]
+    return arguments
 
 
 def login_to_json(login: Login) -> dict[str, Any]:
@@ -60,12 +102,20 @@ def login_to_json(login: Login) -> dict[str, Any]:
         "gss": login.gss,
         "port": login.port,
         "connect_timeout": login.connect_timeout,
+        "keepalive_interval": login.keepalive_interval,
     }
 
 
 def login_from_json(data: Mapping[str, Any], password: str | None) -> Login:
     """The inverse of `login_to_json`."""
-    return Login(data["user"], password, bool(data["gss"]), int(data["port"]), float(data["connect_timeout"]))
+    return Login(
+        data["user"],
+        password,
+        bool(data["gss"]),
+        int(data["port"]),
+        float(data["connect_timeout"]),
+        float(data.get("keepalive_interval", Login.keepalive_interval)),
+    )
 
 
 def connection_info_to_json(info: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Awaitable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import zmq
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
+from .annotations import Annotations
 from .errors import ConfigurationError, HostError, ProvisionerError
+from .finding import Found
 from .http_errors import as_http_error
 from .jupyter_manager import JupyterManager
 from .kernel import RemoteKernel
@@ -20,11 +23,14 @@ from .models import CHANNELS, ExitReason, LaunchRequest
 from .persistence import (
     connection_info_from_json,
     connection_info_to_json,
+    launch_to_json,
     login_from_json,
     login_to_json,
     process_from_json,
     process_to_json,
 )
+from .server_hosts import remember_host
+from .server_sessions import session_being_started
 from .settings import SettingsTraits
 from .turns import take_turn
 
@@ -59,6 +65,8 @@ class DistributedProvisioner(SettingsTraits, KernelProvisionerBase):  # type: ig
             unreachable_timeout=self.settings.unreachable_timeout,
             on_given_up=self._on_given_up,
         )
+        self.annotations = Annotations(self._kernel.on_host, self.log)
+        """What the host keeps for the application, for as long as it has the kernel."""
 
     # --- for users of the library --------------------------------------------------------------------------------------------
 
@@ -124,10 +132,15 @@ class DistributedProvisioner(SettingsTraits, KernelProvisionerBase):  # type: ig
             raise
         self.connection_info = info
         self._has_process = True
+        self._launched()
         return info
 
     async def post_launch(self, **kwargs: Any) -> None:
         """Learn of the restarter, which exists from here on, when it starts a kernel again by itself."""
+        self.watch_restarts()
+
+    def watch_restarts(self) -> None:
+        """As `post_launch`, for a kernel that was adopted."""
         self._manager.watch_restarts(on_dead=self._kernel.discard)
 
     @property
@@ -222,28 +235,61 @@ class DistributedProvisioner(SettingsTraits, KernelProvisionerBase):  # type: ig
                 process = process_from_json(provisioner_info["process"])
                 login = login_from_json(provisioner_info["login"], self.settings.login.password)
                 self._kernel.kernel_id = check_kernel_id(self.kernel_id)
-                self.connection_info = _connection_info({**info, **await self._kernel.adopt(process, login)})
+                scheme = str(info.get("signature_scheme") or "hmac-sha256")
+                where = await self._kernel.adopt(process, login, self._key, scheme)
+                self.connection_info = _connection_info({**info, **where})
                 self._has_process = True
         except ProvisionerError as error:
             raise as_http_error(error) from error.__cause__
+
+    def take_over(self, found: Found) -> KernelConnectionInfo:
+        """Go on with a kernel of an earlier process of this server; its endpoints are there at once. Waits for the I/O thread only.
+
+        Raises:
+            ConfigurationError: its id cannot be used.
+        """
+        self._kernel.kernel_id = check_kernel_id(self.kernel_id)
+        self._key, self._curve = found.key, dict(found.encryption or {}) or None
+        self.annotations.adopted(found.annotations)
+        known = {"key": found.key, "signature_scheme": found.signature_scheme, **(found.encryption or {})}
+        self.connection_info = _connection_info(
+            {**known, **self._kernel.take_over(found.process, found.login, found.key, found.signature_scheme)}
+        )
+        self._has_process = True
+        return self.connection_info
+
+    def leave_running(self) -> None:
+        """Let go of the kernel: it runs on for the next start of the server. To this one it is no more."""
+        self._has_process = False
+        self._kernel.detach()
 
     # --- helpers --------------------------------------------------------------------------------------------------------------
 
     def _build_request(self, kwargs: Mapping[str, Any]) -> LaunchRequest:
         kernel_id = check_kernel_id(self.kernel_id)
         self._kernel.kernel_id = kernel_id
-        return build_request(
+        cwd, extra_arguments = kwargs.get("cwd"), kwargs.get("extra_arguments") or ()
+        request = build_request(
             self.settings,
             kernel_id=kernel_id,
             kernel_name=self._manager.kernel_name,
             kernel_spec=self.kernel_spec,
             env=kwargs.get("env"),
-            cwd=kwargs.get("cwd"),
-            extra_arguments=kwargs.get("extra_arguments") or (),
+            cwd=cwd,
+            extra_arguments=extra_arguments,
             key=self._session_key(),
             encryption=self._encryption(),
             encrypt_ipc=self._manager.encryption(self.kernel_spec) != "disabled",
         )
+        launch = launch_to_json(request, self.kernel_spec, cwd, extra_arguments)
+        notes = self.annotations.for_launch({"launch": launch, **session_being_started()})
+        return replace(request, annotations=notes)
+
+    def _launched(self) -> None:
+        self.annotations.set({})  # what was said of the kernel while it was being started
+        process = self._kernel.process
+        if process is not None:
+            remember_host(process.host, self._kernel.login)
 
     async def _launch(self, cmd: list[str]) -> KernelConnectionInfo:
         assert self._request is not None

@@ -22,11 +22,12 @@ from .options import OPTION, OPTIONS, Option
 from .values import Place, Secret
 
 __all__ = ["OPTION", "OPTIONS", "Option", "Settings", "SettingsTraits"]
-__all__ += ["launch_timeout_for", "parse_host_list", "parse_port_range", "resolve"]
+__all__ += ["launch_timeout_for", "orphan_timeout_for", "parse_host_list", "parse_port_range", "resolve"]
 
 _IN_SPEC = "in kernel.json"
 _JUPYTER_KEYWORDS = {"kernel_id", "kernel_spec", "parent"}
 LAUNCH_TIMEOUT_VARIABLE = "KERNEL_LAUNCH_TIMEOUT"
+ORPHAN_TIMEOUT_VARIABLE = "KERNEL_ORPHAN_TIMEOUT"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,11 @@ class Settings:
     unreachable_timeout: float
     """0 means never."""
     orphan_timeout: float
+    output_limit: int
+    """MB."""
     """0 means never."""
+    on_server_stop: Literal["end", "keep"]
+    adopt_kernels: bool
     allow_any_pinned_host: bool
     allow_plain_text: bool
     kernel_transport: Literal["ipc", "tcp"] | None
@@ -110,6 +115,18 @@ class SettingsTraits(Configurable):
         for name, value in spec.items():
             if value is not None:
                 setattr(self, name, value)
+
+
+class ServerSettings(SettingsTraits):
+    """What the configuration of an application says of the provisioner, outside of any kernel: its `configured` options."""
+
+    @classmethod
+    def section_names(cls) -> list[str]:
+        return ["DistributedProvisioner"]
+
+    def configured(self) -> dict[str, Any]:
+        """The options that are set in the configuration, unparsed, as `resolve` takes them."""
+        return {name: getattr(self, name) for name in OPTION if self.trait_has_value(name)}
 
 
 def server_environment() -> dict[str, str]:
@@ -172,6 +189,7 @@ def resolve(
             gss=value("remote_gss_ssh"),
             port=value("ssh_port"),
             connect_timeout=value("connect_timeout"),
+            keepalive_interval=value("keepalive_interval"),
         ),
         kernel_log_dir=value("kernel_log_dir"),
         impersonation_enabled=False,
@@ -180,6 +198,9 @@ def resolve(
         connect_timeout=value("connect_timeout"),
         unreachable_timeout=value("unreachable_timeout"),
         orphan_timeout=value("orphan_timeout"),
+        output_limit=value("output_limit"),
+        on_server_stop=value("on_server_stop"),
+        adopt_kernels=server_wide("adopt_kernels"),
         allow_any_pinned_host=value("allow_any_pinned_host"),
         allow_plain_text=value("allow_plain_text"),
         kernel_transport=value("kernel_transport") or None,
@@ -192,18 +213,36 @@ def launch_timeout_for(
 ) -> float:
     """The seconds that this launch may take: `KERNEL_LAUNCH_TIMEOUT` of the start request, else the setting.
 
-    A request that brings the server's whole environment (JupyterLab's do) has said nothing with a value that is the server's own.
-
     Raises:
         ConfigurationError: the request's value is not a number of seconds above 0.
     """
-    text = request_env.get(LAUNCH_TIMEOUT_VARIABLE, "")
-    environment = os.environ if environ is None else environ
-    if not text.strip() or text == environment.get(LAUNCH_TIMEOUT_VARIABLE):
-        return settings.launch_timeout
-    return cast(
-        float, OPTION["launch_timeout"].parse(text, Place(LAUNCH_TIMEOUT_VARIABLE, "in the start request"))
+    return _requested_seconds(
+        "launch_timeout", LAUNCH_TIMEOUT_VARIABLE, settings.launch_timeout, request_env, environ
     )
+
+
+def orphan_timeout_for(
+    settings: Settings, request_env: Mapping[str, str], environ: Mapping[str, str] | None = None
+) -> float:
+    """The seconds that this kernel outlives its server, 0 for ever: `KERNEL_ORPHAN_TIMEOUT` of the start request, else the setting.
+
+    Raises:
+        ConfigurationError: the request's value is not a number of seconds.
+    """
+    return _requested_seconds(
+        "orphan_timeout", ORPHAN_TIMEOUT_VARIABLE, settings.orphan_timeout, request_env, environ
+    )
+
+
+def _requested_seconds(
+    option: str, name: str, default: float, request_env: Mapping[str, str], environ: Mapping[str, str] | None
+) -> float:
+    """A request that brings the server's whole environment (JupyterLab's do) has said nothing with a value that is the server's own."""
+    text = request_env.get(name, "")
+    environment = os.environ if environ is None else environ
+    if not text.strip() or text == environment.get(name):
+        return default
+    return cast(float, OPTION[option].parse(text, Place(name, "in the start request")))
 
 
 def parse_port_range(text: str, minimum_size: int | None = None, where: str = "") -> PortRange:

@@ -6,12 +6,14 @@ import contextlib
 import json
 import secrets
 import signal
+import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import websocket
@@ -25,15 +27,22 @@ class JupyterServer:
     Args:
         application: the command: `server` or `lab`.
         extra: added to its environment.
+        root_dir: where its notebooks are; the desk if not given.
     """
 
     def __init__(
-        self, desk: Desk, *options: str, application: str = "server", extra: Mapping[str, str] | None = None
+        self,
+        desk: Desk,
+        *options: str,
+        application: str = "server",
+        extra: Mapping[str, str] | None = None,
+        root_dir: Path | None = None,
     ) -> None:
         self._token = secrets.token_hex(16)
         self._log_path = desk.directory / f"{application}-{uuid.uuid4().hex[:8]}.log"
-        fixed = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", "--log-level=DEBUG"]
-        fixed += [f"--ServerApp.root_dir={desk.directory}", "--KernelRestarter.time_to_dead=0.5"]
+        fixed = ["--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={free_port()}"]
+        fixed += ["--log-level=DEBUG"]
+        fixed += [f"--ServerApp.root_dir={root_dir or desk.directory}", "--KernelRestarter.time_to_dead=0.5"]
         with self._log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 [*JUPYTER, application, *fixed, *options],
@@ -206,6 +215,13 @@ class Channels:
         until = time.monotonic() + seconds
         while self.receive(until)["content"].get("execution_state") != state:
             pass
+
+
+def free_port() -> int:
+    """A port for a server that would tell 0 if asked for any (jupyter_server 2.14 does); if it is taken meanwhile, the next one does."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _json(body: bytes) -> Any:

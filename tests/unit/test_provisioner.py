@@ -191,6 +191,7 @@ def test_options_reach_the_request() -> None:
             "interrupt_target": "kernel",
             "remote_python": "/p",
             "kernel_log_dir": "/l",
+            "output_limit": 3,
         },
         env={"KERNEL_REMOTE_HOST": "host2", "KERNEL_LAUNCH_TIMEOUT": "7"},
     )
@@ -200,7 +201,8 @@ def test_options_reach_the_request() -> None:
         7,
     )
     assert (request.orphan_timeout, request.interrupt_target, request.remote_python) == (60, "kernel", "/p")
-    assert request.kernel_log_dir == "/l"
+    assert (request.kernel_log_dir, request.output_limit) == ("/l", 3 << 20)
+    assert build(env={"KERNEL_ORPHAN_TIMEOUT": "0"}).orphan_timeout == 0
 
 
 def test_a_public_key_is_made_only_when_it_is_asked_for() -> None:

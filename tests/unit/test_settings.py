@@ -28,6 +28,7 @@ from distributed_provisioner.settings import (
     Settings,
     SettingsTraits,
     launch_timeout_for,
+    orphan_timeout_for,
     parse_host_list,
     parse_port_range,
     resolve,
@@ -114,8 +115,14 @@ WAYS: dict[str, Ways] = {
         ("pypy3", "pypy3"),
     ),
     "connect_timeout": Ways(lambda s: s.login.connect_timeout, 10.0, ("11", 11.0), (12, 12.0), ("13", 13.0)),
+    "keepalive_interval": Ways(lambda s: s.login.keepalive_interval, 4.0, ("1", 1.0), (2, 2.0), None),
     "unreachable_timeout": Ways(lambda s: s.unreachable_timeout, 0.0, ("1", 1.0), (2, 2.0), ("3", 3.0)),
     "orphan_timeout": Ways(lambda s: s.orphan_timeout, 86400.0, ("1", 1.0), (2, 2.0), ("3", 3.0)),
+    "output_limit": Ways(lambda s: s.output_limit, 64, ("1", 1), (2, 2), ("3", 3)),
+    "on_server_stop": Ways(
+        lambda s: s.on_server_stop, "end", ("KEEP", "keep"), ("keep", "keep"), ("keep", "keep")
+    ),
+    "adopt_kernels": Ways(lambda s: s.adopt_kernels, True, ("no", False), (False, False), None),
     "allow_any_pinned_host": Ways(
         lambda s: s.allow_any_pinned_host, False, ("1", True), (True, True), ("true", True)
     ),
@@ -347,7 +354,9 @@ BAD: dict[str, list[Any]] = {
     "launch_timeout": [0, -1, math.nan, math.inf, "nan", "inf", "soon", "", True, [30], 10**400],
     "unreachable_timeout": [-0.1, "-1", math.nan],
     "orphan_timeout": [-1, "x"],
+    "output_limit": [0, -1, "x", 1.5, True],
     "connect_timeout": [0, -5],
+    "keepalive_interval": [0, -1],
     "remote_user": ["a b", "-oProxyCommand=x", 5, "a@b", "a;b", "a\nb"],
     "remote_gss_ssh": ["maybe", 2, [], ""],
     "ssh_port": [0, 65536, "ssh", True, 22.5],
@@ -428,6 +437,19 @@ def test_launch_timeout_of_a_start_request() -> None:
     assert launch_timeout_for(settings, server, server) == 40
     assert refusal(lambda: launch_timeout_for(settings, {"KERNEL_LAUNCH_TIMEOUT": "-1"}, {})) == (
         "KERNEL_LAUNCH_TIMEOUT is '-1' in the start request: write a number of seconds above 0, for example 30."
+    )
+
+
+def test_a_kernel_may_have_a_lease_of_its_own() -> None:
+    """A computation of a week must be able to outlive its server for longer than others, or for ever."""
+    settings = resolve({"orphan_timeout": 40}, {}, {})
+    assert orphan_timeout_for(settings, {"KERNEL_ORPHAN_TIMEOUT": "90"}, {}) == 90
+    assert orphan_timeout_for(settings, {"KERNEL_ORPHAN_TIMEOUT": "0"}, {}) == 0
+    assert orphan_timeout_for(settings, {}, {}) == 40
+    server = {"KERNEL_ORPHAN_TIMEOUT": "7"}
+    assert orphan_timeout_for(settings, server, server) == 40
+    assert "in the start request" in refusal(
+        lambda: orphan_timeout_for(settings, {"KERNEL_ORPHAN_TIMEOUT": "soon"}, {})
     )
 
 
