@@ -1,4 +1,4 @@
-"""Generates docs/reference/options.md and docs/reference/ssh-spec.md from the code. Run it after a change of an option.
+"""Generates docs/reference/options.md, ssh-spec.md and ssh-cluster.md from the code. Run it after a change of an option.
 
     python docs/generate.py           writes the files
     python docs/generate.py --check   writes nothing; exit code 1 if a file is stale
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed_provisioner.cli.app import StrictApp
+from distributed_provisioner.cli.ssh_cluster import SshClusterApp
 from distributed_provisioner.cli.ssh_spec import SshSpecApp, SshSpecInstaller, SshSpecList, SshSpecRemove
 from distributed_provisioner.options import OPTIONS, Option
 
@@ -44,9 +45,32 @@ one sentence what was wrong and ends with 1. Options and arguments that a comman
 """
 
 
+CLUSTER_HEAD = """\
+# `jupyter ssh-cluster`
+
+Shows the kernels on the hosts of the distributed provisioner, whichever server started them, stops and reads them, and drains hosts.
+How to use it: [Operate a cluster](../how-to/operate-a-cluster.md).
+
+The hosts are those of `c.DistributedProvisioner.remote_hosts` (in `jupyter_config`, `jupyter_server_config`, `jupyter_notebook_config`,
+`jupyter_lab_config` or `jupyter_ssh_cluster_config`), of `GP_REMOTE_HOSTS`, and of all installed kernel specifications that use the
+provisioner; how to log in to them is configured in the same places. KERNEL is a kernel's id, or enough of its beginning.
+
+| exit code | means |
+|---|---|
+| 0 | all is well |
+| 1 | a host could not be asked, or something could not be done; the rest was, and standard error says what was not |
+| 2 | the command line or an option is wrong; nothing was asked |
+| 3 | there is no such kernel or host |
+| 130 | Ctrl-C |
+
+With `--json`, standard output is JSON and nothing else: one object with a list and `failed` (the sentence for each host or kernel that
+failed), or, for `output` and `logs`, one object a line.
+"""
+
+
 def pages() -> dict[str, str]:
     """The name of each generated file, and its text."""
-    return {"options.md": options_page(), "ssh-spec.md": spec_page()}
+    return {"options.md": options_page(), "ssh-spec.md": spec_page(), "ssh-cluster.md": cluster_page()}
 
 
 def options_page() -> str:
@@ -67,6 +91,14 @@ def spec_page() -> str:
     )
     for command, app in commands:
         title = f"jupyter ssh-spec {command}".rstrip()
+        parts.append(f"## `{title} --help`\n\n```text\n{help_of(app)}\n```\n")
+    return "\n".join(parts)
+
+
+def cluster_page() -> str:
+    parts = [CLUSTER_HEAD]
+    for command, app in (("", SshClusterApp), *((name, each) for name, (each, _) in SshClusterApp.subcommands.items())):
+        title = f"jupyter ssh-cluster {command}".rstrip()
         parts.append(f"## `{title} --help`\n\n```text\n{help_of(app)}\n```\n")
     return "\n".join(parts)
 

@@ -21,7 +21,10 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = Path(distributed_provisioner.__file__).parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 TROUBLES = ROOT / "docs" / "how-to" / "troubleshoot-a-launch.md"
-OTHER_VARIABLES = {"KERNEL_LAUNCH_TIMEOUT", "KERNEL_REMOTE_HOST", "KERNEL_USERNAME", "KERNEL_WORKING_DIR"}
+OTHER_VARIABLES = {
+    *("KERNEL_LAUNCH_TIMEOUT", "KERNEL_REMOTE_HOST", "KERNEL_USERNAME", "KERNEL_WORKING_DIR"),
+    "KERNEL_EXTRA_SPARK_OPTS",  # run.sh's
+}
 MACHINE_PATH = re.compile(r"/(?:root|work|home/\w+)/")
 
 
@@ -116,7 +119,21 @@ def test_command_line_options_on_the_pages_exist() -> None:
     for block in blocks("sh", "bash"):
         for line in block.text.splitlines():
             if "ssh-spec install" in line:
-                assert set(re.findall(r"--([a-z][a-z-]*)", line.partition("#")[0])) <= known, line
+                ours = re.sub(r'"[^"]*"', "", line.partition("#")[0])  # what is in quotes may be another program's
+                assert set(re.findall(r"--([a-z][a-z-]*)", ours)) <= known, line
+
+
+def test_cluster_commands_on_the_pages_exist() -> None:
+    """`jupyter ssh-cluster` knows every command and option that the pages give it."""
+    from distributed_provisioner.cli.ssh_cluster import SshClusterApp
+
+    lines = [line for block in blocks("sh", "bash") for line in block.text.splitlines() if "jupyter ssh-cluster" in line]
+    assert lines
+    for line in lines:
+        words = line.partition("#")[0].partition("jupyter ssh-cluster")[2].split()
+        app = SshClusterApp.subcommands[words[0]][0]
+        known = {word for flag in app.flags for word in ([flag] if isinstance(flag, str) else flag)} | set(app.aliases)
+        assert set(re.findall(r"--([a-z][a-z-]*)", line)) <= known, line
 
 
 def explained_sentences() -> list[str]:

@@ -76,6 +76,11 @@ Spark context initialization mode.  Must be one of ['lazy', 'eager', 'none'].
     Default = lazy.""",
     ).tag(config=True)
     extra_spark_opts = Unicode("", help="Specify additional Spark options.").tag(config=True)
+    toree_jar = Unicode(
+        "",
+        help="For Scala kernels, the assembly of Apache Toree, toree-assembly-VERSION.jar. Without it, that of the installed"
+        " package 'toree' is taken.",
+    ).tag(config=True)
     authorized_users = Set(set(), help=OPTION["authorized_users"].cli_help).tag(config=True)
     unauthorized_users = Set(
         set(OPTION["unauthorized_users"].default), help=OPTION["unauthorized_users"].cli_help
@@ -117,6 +122,7 @@ Spark context initialization mode.  Must be one of ['lazy', 'eager', 'none'].
             "spark_home",
             "spark_init_mode",
             "extra_spark_opts",
+            "toree_jar",
             "authorized_users",
             "unauthorized_users",
             "port_range",

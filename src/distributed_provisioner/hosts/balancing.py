@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from distributed_provisioner.models import HostAddress, Policy
 
@@ -12,20 +12,20 @@ def choose(
     hosts: Sequence[HostAddress],
     index: int,
     loads: Mapping[HostAddress, int],
-    unwell: Container[HostAddress],
+    unwell: Mapping[HostAddress, int],
 ) -> tuple[int, ...]:
     """All positions in `hosts`, the best first.
 
     Round-robin starts at `index` and goes once around. Least-connection goes by `loads` (kernels of this process on the
-    host; a host that is not in it has none), ties in the order of the list. Unwell hosts come last in either case, so
-    that a launch never fails without having asked every host.
+    host; a host that is not in it has none), ties in the order of the list. Hosts in `unwell` come last in either case, the
+    least bad of them (the lowest number) first, so that a launch never fails without having asked every host.
     """
     size = len(hosts)
     if policy == "round-robin":
         order = [(index + step) % size for step in range(size)]
     else:
         order = sorted(range(size), key=lambda position: loads.get(hosts[position], 0))
-    return tuple(sorted(order, key=lambda position: hosts[position] in unwell))
+    return tuple(sorted(order, key=lambda position: unwell.get(hosts[position], 0)))
 
 
 def index_after(size: int, position: int) -> int:

@@ -7,16 +7,15 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from types import TracebackType
 
-from distributed_provisioner.models import HostAddress, LaunchRequest
+from distributed_provisioner.models import HostAddress, HostCondition, LaunchRequest, Login
 
 from .balancing import choose, index_after
+from .health import Health, HostState
 
-FIRST_DELAY = 1.0
-"""Seconds for which a host is set aside after its first failure; doubled by each further one."""
-LONGEST_DELAY = 60.0
+Ask = Callable[[HostAddress, "Login | None"], HostCondition]
+"""What the connection to a host with a log-in knows of it; without one, the worst that any of them knows."""
 
 _HostKey = tuple[str, int | None]
 
@@ -35,7 +34,9 @@ class HostPool:
         self._jitter = jitter
         self._indexes: dict[tuple[HostAddress, ...], int] = {}
         self._kernels: Counter[_HostKey] = Counter()
-        self._ill: dict[HostAddress, _Illness] = {}
+        self._health: dict[HostAddress, Health] = {}
+        """Of those that have failed lately."""
+        self._ask: Ask = _nothing_known
 
     @classmethod
     def current(cls) -> HostPool:
@@ -45,46 +46,76 @@ class HostPool:
             cls._current = (pid, cls())
         return cls._current[1]
 
-    def reserve(self, request: LaunchRequest, not_these: Collection[HostAddress] = ()) -> Reservation | None:
-        """A place on the host whose turn it is, or None when all that would do are in `not_these`.
+    def ask(self, source: Ask) -> None:
+        """Ask `source` from now on what the connections know of a host; it must answer from memory."""
+        self._ask = source
 
-        A pinned request gets its host, whatever the policy says, and moves no index.
+    def reserve(self, request: LaunchRequest, not_these: Collection[HostAddress] = ()) -> Reservation | None:
+        """A place on the host whose turn it is, or None when all that would do are in `not_these` or drained.
+
+        Hosts that are not well come after all others, the least bad first. A pinned request gets its host, whatever policy and
+        health say, and moves no index.
         """
         if request.pin is not None:
-            return None if request.pin in not_these else self.reserve_at(request.pin)
+            return None if request.pin in not_these else Reservation(self, request.pin, launch=True)
         hosts = request.hosts
         index = self._indexes.get(hosts, 0)
         loads = {host: self.load(host) for host in hosts}
-        unwell = {host for host in hosts if self.is_unwell(host)}
+        states = {host: self.state(host, request.login) for host in hosts}
+        unwell = {host: int(state) for host, state in states.items() if not state.is_well}
         for position in choose(request.policy, hosts, index, loads, unwell):
-            if hosts[position] not in not_these:
+            host = hosts[position]
+            if host not in not_these and states[host] is not HostState.DRAINED:
                 if request.policy == "round-robin":
                     self._indexes[hosts] = index_after(len(hosts), position)
-                return self.reserve_at(hosts[position])
+                return Reservation(self, host, launch=True)
         return None
 
     def reserve_at(self, address: HostAddress) -> Reservation:
-        """A place on this very host: pins, restarts, kernels that are found again."""
+        """A place on this very host: restarts, kernels that are found again. Never a trial of the host."""
         return Reservation(self, address)
 
     def load(self, address: HostAddress) -> int:
         """How many kernels of this process are on the host, those that are being launched included."""
         return self._kernels[_key(address)]
 
-    def is_unwell(self, address: HostAddress) -> bool:
-        """Whether the host failed so lately that others are asked first."""
-        illness = self._ill.get(address)
-        return illness is not None and self._clock() < illness.until
+    def state(self, address: HostAddress, login: Login | None = None) -> HostState:
+        """How the host is now for a log-in (None: for any, the worst), as far as launches and connections have found out."""
+        return self._health.get(address, Health()).state(self._clock(), self._ask(address, login))
 
-    def report_failure(self, address: HostAddress) -> None:
-        """The host could not take a kernel: set it aside for 1 s, 2 s, 4 s … 60 s, less up to a quarter by chance."""
-        failures = self._ill[address].failures + 1 if address in self._ill else 1
-        delay = min(FIRST_DELAY * 2 ** min(failures - 1, 10), LONGEST_DELAY)
-        self._ill[address] = _Illness(failures, self._clock() + delay * (1 - self._jitter() / 4))
+    def condition(self, address: HostAddress, login: Login) -> HostCondition:
+        """What the connection with a log-in knows of the host."""
+        return self._ask(address, login)
+
+    def is_unwell(self, address: HostAddress) -> bool:
+        """Whether others are asked first."""
+        return not self.state(address).is_well
+
+    def report_failure(self, address: HostAddress, begun: float | None = None) -> None:
+        """The host could not take a kernel. Launches that had begun before the last failure found out nothing new."""
+        before = self._health.get(address, Health())
+        self._keep(address, before.failed(self._clock(), self._jitter(), begun))
 
     def report_success(self, address: HostAddress) -> None:
         """The host took a kernel: its failures are forgotten."""
-        self._ill.pop(address, None)
+        self._keep(address, self._health.get(address, Health()).worked())
+
+    def _keep(self, address: HostAddress, health: Health) -> None:
+        if health == Health():
+            self._health.pop(address, None)
+        else:
+            self._health[address] = health
+
+    def _begin_trial(self, address: HostAddress) -> bool:
+        """Whether a launch that goes there now is a trial of a host that had failed again and again."""
+        health = self._health.get(address, Health())
+        if health.state(self._clock()) not in (HostState.HALF_OPEN, HostState.ON_TRIAL):
+            return False
+        self._health[address] = health.trial_begun()
+        return True
+
+    def _end_trial(self, address: HostAddress) -> None:
+        self._keep(address, self._health.get(address, Health()).trial_over())
 
     def _count(self, address: HostAddress, change: int) -> None:
         key = _key(address)
@@ -93,9 +124,16 @@ class HostPool:
             del self._kernels[key]
 
     def __repr__(self) -> str:
-        unwell = sum(self.is_unwell(address) for address in self._ill)
-        hosts = {_key(address) for known in self._indexes for address in known} | set(self._kernels)
-        return f"<HostPool hosts={len(hosts)} kernels={self._kernels.total()} unwell={unwell}>"
+        addresses = {address for known in self._indexes for address in known} | set(self._health)
+        hosts = {_key(address) for address in addresses} | set(self._kernels)
+        states = Counter(self.state(address) for address in addresses)
+        unwell = sum(count for state, count in states.items() if not state.is_well)
+        told = "".join(
+            f" {state.name.lower()}={count}"
+            for state, count in sorted(states.items())
+            if state is not HostState.WELL
+        )
+        return f"<HostPool hosts={len(hosts)} kernels={self._kernels.total()} unwell={unwell}{told}>"
 
 
 class Reservation:
@@ -104,22 +142,41 @@ class Reservation:
     As a context manager it is released at the end of the block unless `commit()` was called in it.
     """
 
-    def __init__(self, pool: HostPool, address: HostAddress) -> None:
+    def __init__(self, pool: HostPool, address: HostAddress, *, launch: bool = False) -> None:
         self.address = address
         self._pool = pool
         self._held = True
         self._committed = False
+        self._begun = pool._clock()
+        self._trial = launch and pool._begin_trial(address)
         pool._count(address, +1)
+
+    def failed(self) -> None:
+        """The host could not take the kernel."""
+        self._pool.report_failure(self.address, self._begun)
+        self._end_trial()
+
+    def worked(self) -> None:
+        """The host took the kernel."""
+        self._pool.report_success(self.address)
+        self._end_trial()
 
     def commit(self) -> None:
         """Keep the place beyond the `with` block, until `release()`."""
         self._committed = True
+        self._end_trial()
 
     def release(self) -> None:
         """Give the place back. May be called more than once."""
+        self._end_trial()
         if self._held:
             self._held = False
             self._pool._count(self.address, -1)
+
+    def _end_trial(self) -> None:
+        if self._trial:
+            self._trial = False
+            self._pool._end_trial(self.address)
 
     def __enter__(self) -> Reservation:
         return self
@@ -135,10 +192,8 @@ class Reservation:
         return f"<Reservation {self.address} {state if self._held else 'released'}>"
 
 
-@dataclass(frozen=True)
-class _Illness:
-    failures: int
-    until: float
+def _nothing_known(address: HostAddress, login: Login | None) -> HostCondition:
+    return HostCondition()
 
 
 def _key(address: HostAddress) -> _HostKey:

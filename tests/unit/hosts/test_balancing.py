@@ -13,7 +13,9 @@ host_lists = st.lists(st.sampled_from([HostAddress(f"host{n}") for n in range(6)
 loads_of = st.dictionaries(
     st.sampled_from([HostAddress(f"host{n}") for n in range(6)]), st.integers(0, 9), max_size=6
 )
-unwell_of = st.sets(st.sampled_from([HostAddress(f"host{n}") for n in range(6)]))
+unwell_of = st.dictionaries(
+    st.sampled_from([HostAddress(f"host{n}") for n in range(6)]), st.integers(1, 5), max_size=6
+)
 
 
 @given(policies, host_lists, st.integers(0, 7), loads_of, unwell_of)
@@ -22,7 +24,7 @@ def test_every_host_is_a_candidate_once(
     hosts: list[HostAddress],
     index: int,
     loads: dict[HostAddress, int],
-    unwell: set[HostAddress],
+    unwell: dict[HostAddress, int],
 ) -> None:
     """If it fails: a launch fails though a host was never asked."""
     order = choose(policy, hosts, index % len(hosts), loads, unwell)
@@ -30,15 +32,15 @@ def test_every_host_is_a_candidate_once(
 
 
 @given(policies, host_lists, st.integers(0, 7), loads_of, unwell_of)
-def test_unwell_hosts_come_last(
+def test_unwell_hosts_come_last_and_the_least_bad_of_them_first(
     policy: Policy,
     hosts: list[HostAddress],
     index: int,
     loads: dict[HostAddress, int],
-    unwell: set[HostAddress],
+    unwell: dict[HostAddress, int],
 ) -> None:
     """If it fails: each launch waits for a host that is known to be down."""
-    health = [hosts[p] in unwell for p in choose(policy, hosts, index % len(hosts), loads, unwell)]
+    health = [unwell.get(hosts[p], 0) for p in choose(policy, hosts, index % len(hosts), loads, unwell)]
     assert health == sorted(health)
 
 
@@ -47,7 +49,7 @@ def test_least_connection_takes_the_least_loaded_and_ties_in_list_order(
     hosts: list[HostAddress], loads: dict[HostAddress, int]
 ) -> None:
     """If it fails: kernels pile up on one host."""
-    order = choose("least-connection", hosts, 0, loads, ())
+    order = choose("least-connection", hosts, 0, loads, {})
     keys = [(loads.get(hosts[p], 0), p) for p in order]
     assert keys == sorted(keys)
 
@@ -57,7 +59,7 @@ def test_round_robin_goes_around_from_the_first(hosts: list[HostAddress], launch
     """If it fails: the page's description of round-robin is wrong."""
     index, taken = 0, []
     for _ in range(launches):
-        position = choose("round-robin", hosts, index, {}, ())[0]
+        position = choose("round-robin", hosts, index, {}, {})[0]
         taken.append(position)
         index = index_after(len(hosts), position)
     assert taken == [n % len(hosts) for n in range(launches)]
@@ -68,7 +70,7 @@ def test_a_host_that_is_passed_over_counts_as_taken() -> None:
     a, b, c = (HostAddress(name) for name in "abc")
     index, taken = 0, []
     for _ in range(4):
-        position = choose("round-robin", (a, b, c), index, {}, {b})[0]
+        position = choose("round-robin", (a, b, c), index, {}, {b: 2})[0]
         taken.append(position)
         index = index_after(3, position)
     assert taken == [0, 2, 0, 2]
