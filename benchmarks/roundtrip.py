@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import subprocess
 import sys
 import time
@@ -69,6 +71,7 @@ async def measure(world: World, scale: Scale, report: Report) -> None:
         for name in ("forward", "ssh -L"):
             running[name] = await launch(subjects[2])
             running[name].client.stop_channels()
+            without_relay(world, running[name])
         clients = {name: each.client for name, each in running.items()}
         with openssh(world, running["ssh -L"]) as theirs:
             async with own_forward(world, running["forward"]) as ours:
@@ -160,6 +163,14 @@ def connected(info: dict[str, Any]) -> AsyncKernelClient:
     client.load_connection_info(cast(KernelConnectionInfo, info))
     start(client)
     return client
+
+
+def without_relay(world: World, running: Running) -> None:
+    """Stop a kernel's relay (SIGSTOP), which reads along, so that a forward to the kernel has the machine to itself."""
+    host = world.cluster["host1"]
+    process = running.manager.provisioner.kernel.process  # type: ignore[union-attr]
+    record = json.loads(host.run("cat", os.path.join(os.path.dirname(process.relay), "record")).stdout)
+    host.run("kill", "-STOP", str(record["relay_pid"]))  # SIGKILL, with which it ends, reaches it all the same
 
 
 @asynccontextmanager

@@ -153,7 +153,7 @@ class ExitReason:
 
     code: int | None
     reason: str
-    """One of `exited`, `signal`, `host rebooted`, `unknown`, `superseded`, `orphaned`."""
+    """One of `exited`, `signal`, `oom`, `host rebooted`, `unknown`, `superseded`, `orphaned`."""
     detail: str = ""
     """For people: `exited with status 3`, `killed by SIGKILL`, …"""
 

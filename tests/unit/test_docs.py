@@ -22,7 +22,7 @@ PACKAGE = Path(distributed_provisioner.__file__).parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 TROUBLES = ROOT / "docs" / "how-to" / "troubleshoot-a-launch.md"
 OTHER_VARIABLES = {
-    *("KERNEL_LAUNCH_TIMEOUT", "KERNEL_REMOTE_HOST", "KERNEL_USERNAME", "KERNEL_WORKING_DIR"),
+    *("KERNEL_LAUNCH_TIMEOUT", "KERNEL_ORPHAN_TIMEOUT", "KERNEL_REMOTE_HOST", "KERNEL_USERNAME", "KERNEL_WORKING_DIR"),
     "KERNEL_EXTRA_SPARK_OPTS",  # run.sh's
 }
 MACHINE_PATH = re.compile(r"/(?:root|work|home/\w+)/")
