@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from typing import TYPE_CHECKING, Any
@@ -254,3 +255,23 @@ async def test_an_encrypted_kernel_takes_the_forwards(cluster: Cluster) -> None:
         client.stop_channels()
         await manager.shutdown_kernel(now=True)
         assert Connections.current()
+
+
+async def test_a_loop_that_prints_faster_than_the_relay_reads_loses_no_line(cluster: Cluster) -> None:
+    """If it fails: ZMQ's high-water mark in the kernel drops lines before anybody could keep them, and nobody is told."""
+    async with running(write_spec()) as (manager, client):
+        host, home = cluster["host1"], relay_of(manager).rpartition("/")[0]
+        relay = str(json.loads(host.run("cat", f"{home}/record").stdout)["relay_pid"])
+        code = f"for number in range(20_000): print(number, flush=True)\nopen(f'{home}/printed', 'w').close()"
+        cell = asyncio.ensure_future(run(client, code, timeout=60))
+        await asyncio.sleep(0.2)
+        host.run("kill", "-STOP", relay)
+        try:
+            await asyncio.to_thread(until_file, host, f"{home}/printed")
+        finally:
+            host.run("kill", "-CONT", relay)
+        assert [int(line) for line in (await cell).split()] == list(range(20_000))
+
+
+def until_file(host: Host, name: str) -> None:
+    host.run("sh", "-c", f"for _ in $(seq 200); do test -e {name} && rm {name} && exit; sleep 0.1; done; exit 1")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import random
@@ -241,13 +240,14 @@ def jeromq() -> str:
     """A jar with the classes of JeroMQ, as Apache Toree brings it."""
     if shutil.which("java") is None:
         pytest.skip("no java on this machine")
-    jars = [os.environ["JEROMQ_JAR"]] if "JEROMQ_JAR" in os.environ else []
-    toree = importlib.util.find_spec("toree")
-    if toree is not None and toree.origin:
-        jars += map(str, (Path(toree.origin).parent / "lib").glob("toree-assembly*.jar"))
-    if not jars:
-        pytest.skip("no JeroMQ: neither is toree installed nor JEROMQ_JAR set")
-    return jars[0]
+    python = os.environ.get("DISTRIBUTED_PROVISIONER_SPARK_PYTHON") or sys.executable
+    found = subprocess.run(
+        [python, "-c", "import toree; print(toree.__path__[0])"], capture_output=True, text=True, check=False
+    )
+    jars = sorted(Path(found.stdout.strip(), "lib").glob("toree-assembly*.jar"))
+    if found.returncode or not jars:
+        pytest.skip(f"no JeroMQ: {python} has no toree")
+    return str(jars[0])
 
 
 @pytest.fixture
