@@ -1,0 +1,4 @@
+package org.apache.spark.sql;
+
+/** Stands for Spark's. */
+public final class SparkSession {}
