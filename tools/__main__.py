@@ -12,6 +12,7 @@ from pathlib import Path
 
 from checks import checks, lint
 from environment import Environment, SetupError
+from launcher import build
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {
@@ -21,6 +22,7 @@ COMMANDS = {
     "lint": "lint, types and layers alone",
     "bench": "the benchmarks, or the one that is named; --help tells more",
     "docs": "write the generated pages of docs/ again",
+    "launcher": "build the jar that launches Scala kernels, from its Java source (needs a JDK)",
     "setup": "make the virtual environment for everything, and nothing else",
     "clean": "remove the virtual environment and all that the commands made",
 }
@@ -30,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print("usage: ./run COMMAND [ARGUMENT ...]\n")
         for name, text in COMMANDS.items():
-            print(f"  {name:6} {text}")
+            print(f"  {name:8} {text}")
         return 0
     name, arguments = argv[0], list(argv[1:])
     if name not in COMMANDS:
@@ -60,6 +62,9 @@ def run_lab(environment: Environment, arguments: list[str]) -> int:
 def run_test(environment: Environment, arguments: list[str]) -> int:
     environment.ensure_programs()
     environment.ensure("demo", "test")
+    environment.ensure_spark()
+    if environment.spark_python.exists():
+        os.environ.setdefault("DISTRIBUTED_PROVISIONER_SPARK_PYTHON", str(environment.spark_python))
     return checks(environment, arguments)
 
 
@@ -79,6 +84,10 @@ def run_docs(environment: Environment, arguments: list[str]) -> int:
     return in_foreground([environment.python, "docs/generate.py", *arguments])
 
 
+def run_launcher(environment: Environment, arguments: list[str]) -> int:
+    return build(ROOT)
+
+
 def run_setup(environment: Environment, arguments: list[str]) -> int:
     environment.ensure("demo", "lab", "test")
     print(f"the environment is ready: {environment.directory}")
@@ -87,7 +96,8 @@ def run_setup(environment: Environment, arguments: list[str]) -> int:
 
 def run_clean(environment: Environment, arguments: list[str]) -> int:
     caches = [".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", ".import_linter_cache"]
-    for path in [environment.directory, *(ROOT / name for name in ["build", "dist", *caches])]:
+    spark = environment.spark_python.parent.parent
+    for path in [environment.directory, spark, *(ROOT / name for name in ["build", "dist", *caches])]:
         if path.exists():
             print(f"removing {path}")
             shutil.rmtree(path)
@@ -114,6 +124,7 @@ RUN: dict[str, Callable[[Environment, list[str]], int]] = {
     "lint": run_lint,
     "bench": run_bench,
     "docs": run_docs,
+    "launcher": run_launcher,
     "setup": run_setup,
     "clean": run_clean,
 }

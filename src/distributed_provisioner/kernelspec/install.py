@@ -10,11 +10,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_core.paths import SYSTEM_JUPYTER_PATH
@@ -55,6 +56,8 @@ class InstalledSpec:
     display_name: str
     directory: str
     remote_hosts: tuple[str, ...] | None
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """The options in its stanza, as they are written."""
 
 
 def install(spec: BuiltSpec, directory: Path, *, replace: bool = False) -> None:
@@ -93,11 +96,14 @@ def find_installed(manager: KernelSpecManager) -> list[InstalledSpec]:
         stanza = _mapping(_mapping(_mapping(content).get("metadata")).get("kernel_provisioner"))
         if stanza.get("provisioner_name") != PROVISIONER_NAME:
             continue
-        hosts = _mapping(stanza.get("config")).get("remote_hosts")
+        config = _mapping(stanza.get("config"))
+        hosts = config.get("remote_hosts")
         if isinstance(hosts, str):
             hosts = [item.strip() for item in hosts.split(",")]
         shown = tuple(map(str, hosts)) if isinstance(hosts, list) else None
-        found.append(InstalledSpec(name, str(_mapping(content).get("display_name", "")), directory, shown))
+        found.append(
+            InstalledSpec(name, str(_mapping(content).get("display_name", "")), directory, shown, config)
+        )
     return found
 
 
@@ -137,6 +143,8 @@ def _write(spec: BuiltSpec, target: Path) -> None:
 
 
 def _read(source: str) -> bytes:
+    if os.path.isabs(source):
+        return Path(source).read_bytes()
     try:
         return files("distributed_provisioner").joinpath(source).read_bytes()
     except FileNotFoundError:

@@ -11,9 +11,10 @@ from distributed_provisioner.settings import OPTION, parse_host_list, parse_port
 from distributed_provisioner.values import Place
 
 from .languages import Language, find_language
+from .spark import SparkOptions
+from .toree import Toree, find_toree
 
 DEFAULT_KERNEL_CLASS = "ipykernel.ipkernel.IPythonKernel"
-SPARK_INIT_MODES = ("lazy", "eager", "none")
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class SpecOptions:
     """The options of one specification. None means: not given, so not written; the server's setting holds.
 
     Raises:
-        KernelSpecError: a name, class or language cannot be used, or comes with the next release.
+        KernelSpecError: a name, class, language or option of Spark cannot be used, or Scala has no Toree.
         ConfigurationError: an option for the provisioner has a value that cannot be used.
     """
 
@@ -36,21 +37,20 @@ class SpecOptions:
     port_range: str | None = None
     launch_timeout: int = 30
     kernel_class: str = DEFAULT_KERNEL_CLASS
-    spark: bool = False
-    spark_init_mode: str = "lazy"
+    spark: SparkOptions | None = None
+    toree_jar: str = ""
+    """For Scala; empty means that of the installed package `toree`."""
     row: Language = field(init=False, repr=False, compare=False)
+    toree: Toree | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
-        if self.spark_init_mode.strip().lower() not in SPARK_INIT_MODES:
-            raise KernelSpecError(
-                f"spark_init_mode is '{self.spark_init_mode}': write {' or '.join(SPARK_INIT_MODES)}."
-            )
         row = find_language(self.language)
-        if self.spark:
-            raise KernelSpecError("Spark support comes with the next release: leave --spark out until then.")
         self._settle("row", row)
-        self._settle("kernel_name", _checked_kernel_name(self.kernel_name or row.kernel_name))
-        self._settle("display_name", _checked_display_name(self.display_name or row.display_name))
+        name, display = row.kernel_name, row.display_name
+        if self.spark is not None:
+            name, display = name + self.spark.name_suffix, display + self.spark.display_suffix
+        self._settle("kernel_name", _checked_kernel_name(self.kernel_name or name))
+        self._settle("display_name", _checked_display_name(self.display_name or display))
         if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", self.kernel_class):
             raise KernelSpecError(
                 f"ipykernel_subclass_name is '{self.kernel_class}': write a module and a class in it, for example"
@@ -62,6 +62,8 @@ class SpecOptions:
             parse_port_range(self.port_range)
             self._settle("port_range", re.sub(r"\s", "", self.port_range))
         OPTION["launch_timeout"].parse(self.launch_timeout, Place("launch_timeout", ""))
+        if row.title == "Scala":
+            self._settle("toree", find_toree(self.toree_jar))
 
     def _settle(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

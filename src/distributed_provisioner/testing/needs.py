@@ -9,6 +9,8 @@ from pathlib import Path
 
 import distributed_provisioner
 
+SPARK_PYTHON = "DISTRIBUTED_PROVISIONER_SPARK_PYTHON"
+"""Names the interpreter of an environment with pyspark, for the tests that need one."""
 _STATE = (
     ".cache",
     ".config",
@@ -27,6 +29,8 @@ def needed_paths(directory: Path) -> list[str]:
     found.add(str(Path(distributed_provisioner.__file__).parent))
     excluded = {Path("/"), Path("/tmp"), Path("/run"), Path("/dev/shm"), *directory.parents}
     found.update(path for path in sys.path if path and Path(path).is_dir())
+    if spark := os.environ.get(SPARK_PYTHON):
+        found |= {str(Path(spark).parents[1]), *_chain(Path(spark))}
     # An interpreter that was started as ../venv/bin/python has `..` in its paths until Python 3.11.
     normal = {os.path.normpath(path) for path in found}
     return sorted(path for path in normal if Path(path) not in excluded)

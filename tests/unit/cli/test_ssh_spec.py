@@ -15,9 +15,11 @@ import pytest
 
 from distributed_provisioner import __version__
 from distributed_provisioner.rivals import rival_claims
+from tests.unit.kernelspec.toree_stand_in import toree_jar
 
 from .running import Runner
 
+ROOT = Path(__file__).parents[3]
 GOLDEN = Path(__file__).parent / "golden"
 BAD_CONFIG = "Bad config encountered during initialization: "
 
@@ -55,6 +57,11 @@ def test_help_differs_from_the_page_only_where_the_reference_says_so() -> None:
         "+ --replace",
         "+     Replace an existing kernel specification; it stays if the new one fails.",
         "+     Equivalent to: [--BaseSpecApp.replace=True]",
+        "+ --toree-jar=<Unicode>",
+        "+     For Scala kernels, the assembly of Apache Toree, toree-assembly-VERSION.jar.",
+        "+     Without it, that of the installed package 'toree' is taken.",
+        "+     Default: ''",
+        "+     Equivalent to: [--BaseSpecApp.toree_jar]",
         "-     Number of ports to try if the specified port is not available",
         "+     Number of seconds to wait for the kernel's connection information. It is",
         "+     always written into kernel.json, where it wins over the environment.",
@@ -235,16 +242,16 @@ def test_existing_and_replace(run: Runner, prefix: Path) -> None:
             BAD_CONFIG + "launch_timeout is -1: write a whole number from 1 to 10000000.",
         ),
         (
-            ["--language", "R"],
-            "Kernel specifications for R come with the next release: use --language Python until then.",
+            ["--language", "Scala", "--toree-jar", "/absent/toree.jar"],
+            "The assembly of Apache Toree, /absent/toree.jar, cannot be read: No such file or directory.",
         ),
         (
-            ["--language", "Scala", "--spark", "--spark_init_mode", "eager"],
-            "Kernel specifications for Scala come with the next release: use --language Python until then.",
+            ["--spark", "--spark-master", "mesos://h:1"],
+            "spark_master is 'mesos://h:1': write yarn, spark://HOST:PORT, or local[N] for a Spark without a cluster.",
         ),
         (
-            ["--spark", "--spark-master", "spark://h:1"],
-            "Spark support comes with the next release: leave --spark out until then.",
+            ["--spark-home=spark"],
+            "spark_home is 'spark': write the absolute path that Spark has on the hosts.",
         ),
         (["--spark_init_mode=later"], "spark_init_mode is 'later': write lazy or eager or none."),
         (
@@ -270,6 +277,35 @@ def test_what_is_refused(run: Runner, prefix: Path, arguments: list[str], senten
     assert finished.sentences[-1] == sentence
     assert "Traceback" not in finished.err
     assert not kernels(prefix).exists()
+
+
+def test_the_pages_examples(run: Runner, prefix: Path, tmp_path: Path) -> None:
+    """What people copy from the help would be refused, or give something else than it says."""
+    where = ["--prefix", str(prefix)]
+    line = "--language R --spark --spark-master spark://192.168.2.5:7077 --spark-home=/usr/local/spark"
+    finished = run("install", *where, *line.split())
+    assert (finished.code, finished.sentences[0]) == (
+        0,
+        "Installing kernel specification for 'R SSH (with Spark Standalone)'",
+    )
+    directory = kernels(prefix) / "ssh_r_spark_standalone"
+    spec = json.loads((directory / "kernel.json").read_text())
+    assert spec["argv"][0] == str(directory / "bin/run.sh")
+    assert os.access(directory / "bin/run.sh", os.X_OK)
+    assert spec["env"]["SPARK_HOME"] == "/usr/local/spark"
+    assert spec["env"]["SPARK_OPTS"].startswith("--master spark://192.168.2.5:7077 --name ")
+    jar = str(toree_jar(tmp_path))
+    arguments = ["--language", "Scala", "--spark", "--spark_init_mode", "eager", "--toree-jar", jar]
+    finished = run("install", *where, *arguments, "--extra-spark-opts", "--conf spark.x=1")
+    if not (ROOT / "src/distributed_provisioner/kernelspec/resources/toree-launcher.jar").exists():
+        pytest.skip("other platform: the launcher's jar is not built yet")
+    assert finished.code == 0
+    spec = json.loads((kernels(prefix) / "ssh_scala_spark/kernel.json").read_text())
+    assert spec["argv"][-2:] == ["--spark-context-initialization-mode", "eager"]
+    assert " --conf spark.x=1 " in spec["env"]["SPARK_OPTS"]
+    assert (kernels(prefix) / "ssh_scala_spark/lib/toree-assembly-0.5.0.jar").read_bytes() == Path(
+        jar
+    ).read_bytes()
 
 
 def test_both_spellings_of_spark_init_mode(run: Runner, prefix: Path) -> None:

@@ -16,6 +16,7 @@ from distributed_provisioner.errors import KernelSpecError
 from distributed_provisioner.kernelspec import (
     BuiltSpec,
     InstallTarget,
+    SparkOptions,
     SpecFile,
     SpecOptions,
     build,
@@ -76,11 +77,12 @@ def test_everybody_can_read_it(kernels: Path) -> None:
     """Root's umask would keep a shared specification from everybody else."""
     before = os.umask(0o077)
     try:
-        directory = put(kernels)
+        directory = put(kernels, spark=SparkOptions())
     finally:
         os.umask(before)
     for path in (directory, *directory.rglob("*")):
-        assert stat.S_IMODE(path.stat().st_mode) == (0o755 if path.is_dir() else 0o644), path
+        executable = path.is_dir() or path.name == "run.sh"
+        assert stat.S_IMODE(path.stat().st_mode) == (0o755 if executable else 0o644), path
 
 
 def test_an_existing_one_is_refused(kernels: Path) -> None:
