@@ -182,7 +182,7 @@ async def own_forward(world: World, running: Running) -> AsyncIterator[dict[str,
     async def make() -> Attachment:
         (connection,) = [each for each in Connections.current() if each.address == process.host]
         attachment = await attach_remote(process, near, "host1")
-        line = connection._line  # past the relay there is no other way
+        line = connection._lines.now  # past the relay there is no other way
         assert line is not None
         attachment.resume(line)
         return attachment

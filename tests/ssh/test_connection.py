@@ -328,7 +328,7 @@ def test_a_bridge_that_is_killed_is_started_again_and_watchers_are_told(run: Run
         await connection.connect()
         connection.watch(params["kernel_id"], 1, lambda event: events.append(event.kind))
         await connection.request("launch", timeout=50, **params)
-        connection._control._wire._transport.kill()  # type: ignore[union-attr]
+        connection._lines.control._wire._transport.kill()  # type: ignore[union-attr]
 
     run(launch())
     assert _soon(lambda: events == ["lost", "regained"])
@@ -347,7 +347,7 @@ def test_kernels_that_the_host_does_not_know_are_told_as_unknown(
     async def lose() -> None:
         await connection.connect()
         connection.watch("never-launched", 1, lambda event: events.append(event.kind))
-        connection._transport.abort()  # type: ignore[union-attr]
+        connection._lines.transport.abort()  # type: ignore[union-attr]
 
     run(lose())
     assert _soon(lambda: events == ["lost", "unknown"])
@@ -369,13 +369,13 @@ def test_when_the_bridge_dies_the_ssh_connection_and_its_forwards_go_on(
 
     events: list[str] = []
     attachment = run(launch())
-    transport = connection._transport
+    transport = connection._lines.transport
     try:
         with closing(client_of(attachment, params["key"])) as client:  # type: ignore[arg-type]
             client.wait_for_ready(30)
             cluster["host1"].run("pkill", "-9", "-f", "bridge")
             assert _soon(lambda: events == ["lost", "regained"])
-            assert connection._transport is transport
+            assert connection._lines.transport is transport
             assert value_of(client, "2 + 2") == "4"
     finally:
         run(forget(connection, params))

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from distributed_provisioner import errors
-from distributed_provisioner.ssh.control import Control, exception_of
+from distributed_provisioner.ssh.control import Control
 from distributed_provisioner.ssh.frames import FrameBuffer, frame
+from distributed_provisioner.ssh.listener_errors import exception_of
 
 from .conftest import Run
 

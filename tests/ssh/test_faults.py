@@ -208,8 +208,8 @@ def test_a_host_that_refuses_us_is_not_asked_each_second(
 
 def test_nothing_is_sent_while_nothing_happens_but_signs_of_life(host: Host, kernel: Kernel) -> None:
     """A hundred idle kernels must cost nothing; exits are pushed, not asked for."""
-    assert kernel.connection._transport is not None
-    connection = kernel.connection._transport.connection
+    assert kernel.connection._lines.transport is not None
+    connection = kernel.connection._lines.transport.connection
     before = connection._send_seq
     time.sleep(5)
     assert connection._send_seq - before <= 2

@@ -174,8 +174,8 @@ def test_a_channel_that_opens_too_late_is_closed(host: Host, run: Run, get: Get,
 
 def open_channels(connection: HostConnection, left: int = 100) -> int:
     """The channels of its SSH connection; waits a while until no more than `left` are."""
-    assert connection._transport is not None
-    channels = connection._transport.connection._channels
+    assert connection._lines.transport is not None
+    channels = connection._lines.transport.connection._channels
     deadline = time.monotonic() + 5
     while len(channels) > left and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -197,8 +197,8 @@ def test_who_connects_while_the_host_is_away_is_served_when_it_is_back(
     inode = os.stat(f"{prefix}-1").st_ino
 
     async def lose() -> None:
-        assert connection._transport is not None
-        connection._transport.connection.abort()
+        assert connection._lines.transport is not None
+        connection._lines.transport.connection.abort()
         await asyncio.sleep(0.1)
 
     with serving(cluster["host1"], "echo"):

@@ -20,7 +20,7 @@ def test_an_idle_connection_that_ends_is_no_alarm(
     caplog.set_level("INFO")
     connection = get("localhost")
     run(connection.connect())
-    connection._control._wire._transport.kill()  # type: ignore[union-attr]
+    connection._lines.control._wire._transport.kill()  # type: ignore[union-attr]
     assert wait_until(lambda: "it carried no kernel" in caplog.text)
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
     assert "Kernels go on" not in caplog.text

@@ -561,8 +561,8 @@ def test_no_agreement_on_ciphers_is_told(ssh_config: Path, host: Host, run: Run,
     write(ssh_config, "Host *\n Ciphers aes256-ctr\n" + ssh_config.read_text())
     connection = get(host.name)
     run(connection.connect())
-    assert connection._transport is not None
-    assert connection._transport.connection.get_extra_info("send_cipher") == "aes256-ctr"
+    assert connection._lines.transport is not None
+    assert connection._lines.transport.connection.get_extra_info("send_cipher") == "aes256-ctr"
     run(connection.close())
     host.configure_sshd(Ciphers="chacha20-poly1305@openssh.com")
     assert "no agreement on how to encrypt" in str(refused(run, get, host.name))
@@ -572,8 +572,8 @@ def test_the_quickest_cipher_is_used_and_no_compression(cluster: Cluster, run: R
     """Notebooks send megabytes of plots."""
     connection = get("host1")
     run(connection.connect())
-    assert connection._transport is not None
-    info = connection._transport.connection.get_extra_info
+    assert connection._lines.transport is not None
+    info = connection._lines.transport.connection.get_extra_info
     assert (info("send_cipher"), info("send_compression")) == ("aes128-gcm@openssh.com", "none")
 
 

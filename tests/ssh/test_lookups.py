@@ -107,12 +107,12 @@ def test_what_hangs_does_not_keep_the_process_from_ending(what: str, isolated: P
 import asyncio, socket, time
 from distributed_provisioner.io_thread import IOThread
 from distributed_provisioner.models import HostAddress, Login
-from distributed_provisioner.ssh import Connections, connection, transport
+from distributed_provisioner.ssh import Connections, shipping, transport
 
 def hang(*args, **kwargs):
     time.sleep(60)
 
-setattr({{"getaddrinfo": socket, "find_target": transport, "read_bundle": connection}}["{what}"], "{what}", hang)
+setattr({{"getaddrinfo": socket, "find_target": transport, "read_bundle": shipping}}["{what}"], "{what}", hang)
 
 async def use():
     name = "localhost" if "{what}" == "read_bundle" else "away.example"

@@ -121,9 +121,9 @@ def test_a_directory_is_shipped_once_and_again_when_the_host_has_lost_it(
         await connection.connect()
         assert await connection.ship("/no/such/directory") is None
         first = await connection.ship(str(spec))
-        sent = repr(connection._control._numbers)  # type: ignore[union-attr]
+        sent = repr(connection._lines.control._numbers)  # type: ignore[union-attr]
         assert await connection.ship(str(spec)) == first
-        assert repr(connection._control._numbers) == sent  # type: ignore[union-attr]
+        assert repr(connection._lines.control._numbers) == sent  # type: ignore[union-attr]
         return first
 
     digest = run(ship())

@@ -19,9 +19,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from distributed_provisioner import envelope, launching, local_endpoints, persistence
+from distributed_provisioner import envelope, local_endpoints, persistence
 from distributed_provisioner.errors import ConfigurationError, ProtocolError
 from distributed_provisioner.kernel import RemoteKernel
+from distributed_provisioner.kernel.reply import read_reply
 from distributed_provisioner.models import (
     CHANNELS,
     ExitReason,
@@ -193,7 +194,7 @@ def test_a_forked_child_has_a_directory_of_its_own_and_leaves_ours() -> None:
 def test_poll_is_a_read_of_memory() -> None:
     """If it fails: asking for a hundred kernels costs a noticeable time."""
     kernel = RemoteKernel("k", logging.getLogger(__name__))
-    kernel.state = KernelState.UNREACHABLE
+    kernel._life.state = KernelState.UNREACHABLE
     assert kernel.poll() is None
     best = min(_time(kernel.poll) for _ in range(200))
     assert best < 50e-6
@@ -212,24 +213,24 @@ def _time(function: Any) -> float:
 def test_an_exit_is_told_as_subprocess_does(reason: ExitReason, code: int) -> None:
     """If it fails: Jupyter takes a dead kernel for alive."""
     kernel = RemoteKernel("k", logging.getLogger(__name__))
-    kernel.exit_reason = reason
+    kernel._life.exit_reason = reason
     assert kernel.poll() == code
 
 
 def test_its_repr_tells_its_state() -> None:
     """If it fails: logs do not say what a kernel is doing."""
     kernel = RemoteKernel("4f2a77889900", logging.getLogger(__name__))
-    kernel.process, kernel.state = PROCESS, KernelState.RUNNING
+    kernel._life.process, kernel._life.state = PROCESS, KernelState.RUNNING
     assert repr(kernel) == "<RemoteKernel 4f2a7788 on ann@host1:2222 running pid=10>"
 
 
 def test_generations_grow_over_processes() -> None:
     """If it fails: a kernel id that was used by an earlier server cannot be launched."""
-    kernel = RemoteKernel("k", logging.getLogger(__name__))
-    first, second = kernel._next_generation(), kernel._next_generation()
+    life = RemoteKernel("k", logging.getLogger(__name__))._life
+    first, second = life.next_generation(), life.next_generation()
     assert second > first > time.time() * 1000 - 60_000
-    kernel.generation = first + 10**12
-    assert kernel._next_generation() == first + 10**12 + 1
+    life.generation = first + 10**12
+    assert life.next_generation() == first + 10**12 + 1
 
 
 # --- replies ------------------------------------------------------------------------------------------------------------------------
@@ -250,7 +251,7 @@ def test_a_reply_becomes_a_process() -> None:
         encryption={"curve_publickey": "p", "curve_secretkey": "s"},
         encrypt_ipc=True,
     )
-    process, info = launching._read_reply(REPLY, HOST, 7, request)
+    process, info = read_reply(REPLY, HOST, 7, request)
     assert process == RemoteProcess(**{**PROCESS.__dict__, "kernel_pid": 10, "details": process.details})
     assert info == {
         "key": "secret",
@@ -264,7 +265,7 @@ def test_an_encrypted_reply_is_opened() -> None:
     """If it fails: launchers that encrypt by themselves cannot be used."""
     info = {"transport": "tcp", "ip": "127.0.0.1", "key": "theirs", **{f"{c}_port": 9000 for c in CHANNELS}}
     reply = {**REPLY, "ip": None, "ports": None, "key": None, "envelope": seal(info, envelope.public_key())}
-    process, found = launching._read_reply(reply, HOST, 7, LaunchRequest("k", (HOST,), (), "ours"))
+    process, found = read_reply(reply, HOST, 7, LaunchRequest("k", (HOST,), (), "ours"))
     assert (process.ip, process.kernel_transport, process.ports["hb"], found["key"]) == (
         "127.0.0.1",
         "tcp",
@@ -277,5 +278,5 @@ def test_an_encrypted_reply_is_opened() -> None:
 def test_a_reply_without_sense_is_told_without_its_secrets(damage: dict[str, Any]) -> None:
     """If it fails: a listener that is out of date gives a stack trace, or the signing key gets into a log."""
     with pytest.raises(ProtocolError) as caught:
-        launching._read_reply({**REPLY, **damage}, HOST, 7, LaunchRequest("k", (HOST,), (), "secret"))
+        read_reply({**REPLY, **damage}, HOST, 7, LaunchRequest("k", (HOST,), (), "secret"))
     assert "secret" not in str(caught.value)

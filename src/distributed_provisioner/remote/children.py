@@ -6,7 +6,8 @@ import asyncio
 import os
 
 from kernels import Kernel
-from server_listener import SetupError, check_private, load_json, remove, start_time
+from places import SetupError, check_private
+from server_listener import load_json, remove, start_time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
-    from server_listener import Places
+    from places import Places
 
 
 class Drain:

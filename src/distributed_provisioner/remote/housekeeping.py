@@ -11,7 +11,8 @@ import time
 
 from files import KEEP_LOG, MAX_LOG, shorten
 from kernels import accepts
-from server_listener import check_private, load_json, remove, short_directory
+from places import check_private, short_directory
+from server_listener import load_json, remove
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -116,10 +117,11 @@ class Housekeeping:
             self.listener.stop()
 
     async def keep_the_socket(self) -> None:
-        """Somebody may clear /tmp: then the socket is made again, in the same directory if that is still ours."""
+        """Somebody may clear /tmp, or our state: then the socket is made again, in the same directory if that is still ours."""
         listener = self.listener
-        if os.path.exists(listener.socket_path):
+        if os.path.exists(listener.socket_path) and os.path.exists(listener.places.record):
             return
+        os.makedirs(listener.places.state, mode=0o700, exist_ok=True)
         listener.server.close()
         try:
             os.makedirs(listener.directory, mode=0o700, exist_ok=True)

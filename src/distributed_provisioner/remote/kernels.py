@@ -98,6 +98,8 @@ class Kernel:
         self.launching: asyncio.Future[Any] | None = None
         self.ending: asyncio.Future[None] | None = None
         """Done when the exit has been seen; made by whoever waits for it."""
+        self.discarding: asyncio.Future[None] | None = None
+        """Done when nothing is left of it."""
         for name, value in values.items():
             setattr(self, name, value)
 

@@ -63,6 +63,7 @@ class Launch:
         if before is not None:
             before.reason = before.reason or "superseded"
             await listener.discard(before, keep_log=True, keep_relay=keeps_relay)
+            keeps_relay = keeps_relay and listener.relays.lives(before)  # else a `forget` was quicker
             try:
                 self.earlier()  # a third launch may have come meanwhile, or a cancellation
                 if self.cancelled:

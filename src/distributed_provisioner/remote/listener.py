@@ -16,10 +16,11 @@ from drain import Drain
 from housekeeping import Housekeeping
 from login import LoginEnvironment
 from operations import Operations
+from places import Places, short_directory
 from processes import become_subreaper, in_group, kill_all, kill_group
 from reasons import Reasons
 from relays import Relays
-from server_listener import Places, load_json, remove, short_directory, start_time, write_private
+from server_listener import load_json, remove, start_time, write_private
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -168,7 +169,15 @@ class Listener:
             await asyncio.wait([kernel.ending], timeout=2)
 
     async def discard(self, kernel: Kernel, keep_log: bool, keep_relay: bool = False) -> None:
-        """End what is left of a kernel and remove its files and its record; a relay that is kept keeps its socket."""
+        """End what is left of a kernel and remove its files and its record; a relay that is kept keeps its socket.
+
+        Where it is asked for twice at the same time, the first one decides: the directory may be a later launch's afterwards.
+        """
+        if kernel.discarding is None:
+            kernel.discarding = asyncio.ensure_future(self._discard(kernel, keep_log, keep_relay))
+        await asyncio.shield(kernel.discarding)
+
+    async def _discard(self, kernel: Kernel, keep_log: bool, keep_relay: bool) -> None:
         await self.end(kernel, 0)
         if kernel.log and kernel.private_log and not keep_log:
             remove(kernel.log)

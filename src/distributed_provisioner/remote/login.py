@@ -12,8 +12,8 @@ import signal
 import subprocess
 import sys
 
+from places import user_name
 from processes import kill_group
-from server_listener import user_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ import sys
 from files import MAX_LOG, added_to, bundle_digest, write_piece
 from kernels import Kernel, OpError, merged
 from launch import Launch
+from places import user_name
 from processes import ended_at_logout
-from server_listener import PROTOCOL, remove, start_time, user_name
+from server_listener import PROTOCOL, remove, start_time
 from usage import host_usage, kernels_usage
 
 TYPE_CHECKING = False

@@ -12,14 +12,15 @@ import subprocess
 from files import bundle_digest, interpreter_of
 from kernels import OpError
 from login import expand
-from server_listener import CHANNELS, choose_ports, is_free, start_time, user_name
+from places import user_name
+from server_listener import CHANNELS, choose_ports, is_free, start_time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Collection, Mapping
 
     from kernels import Kernel
-    from server_listener import Places
+    from places import Places
 
 
 class Program:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 
 from relay_peer import HANDSHAKE, RETRY, Peer
@@ -48,6 +50,8 @@ class KernelSide:
         self.asked: Optional[Callable[[str], None]] = None
         """Who waits for the connection: called with why it failed, or ""."""
         self.deadline = self.pause = 0.0
+        self.ways: Dict[int, int] = {}
+        """channel -> a handle of the kernel's socket, which leads there also when its path was cleared away"""
 
     # the kernel as a whole
 
@@ -75,6 +79,8 @@ class KernelSide:
     def leave(self) -> None:
         """Take what the kernel still has said, and forget where it was."""
         self.addresses = None
+        while self.ways:
+            os.close(self.ways.popitem()[1])
         for peer in [*self.peers.values(), *([self.iopub] if self.iopub else [])]:
             peer.close()
         self.iopub = None
@@ -83,14 +89,31 @@ class KernelSide:
     def _connect_iopub(self) -> None:
         if self.addresses is not None:
             self.iopub = self._make(IOPUB, b"", self._subscribed, self._iopub_gone)
-            self.iopub.connect(self.addresses[IOPUB])
+            self.iopub.connect(self._way(IOPUB))
 
     def _subscribed(self) -> None:
         self._answer("")
+        self._hold_ways()
         self._set_state("connected")
         for kind, identity in list(self.peers):
             if self.peers[kind, identity].queue:
                 self._start(kind, identity)
+
+    def _hold_ways(self) -> None:
+        for kind, address in enumerate(self.addresses or ()):
+            if isinstance(address, str) and hasattr(os, "O_PATH"):  # Linux
+                with contextlib.suppress(OSError):  # it was cleared away: the handle of before has to do
+                    found = os.open(address, os.O_PATH)
+                    if kind in self.ways:
+                        os.close(self.ways[kind])
+                    self.ways[kind] = found
+
+    def _way(self, kind: int) -> Address:
+        assert self.addresses is not None
+        address = self.addresses[kind]
+        if isinstance(address, str) and kind in self.ways and not os.path.exists(address):
+            return f"/proc/self/fd/{self.ways[kind]}"
+        return address
 
     def _iopub_gone(self, why: str, inside: bool) -> None:
         if inside:
@@ -217,7 +240,7 @@ class KernelSide:
             if not stdin.ready:
                 self._start(STDIN, identity)
                 return
-        peer.connect(self.addresses[kind])
+        peer.connect(self._way(kind))
 
     def _make(
         self, kind: int, identity: bytes, on_ready: Callable[[], None], on_gone: Callable[[str, bool], None]

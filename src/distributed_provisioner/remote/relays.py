@@ -125,15 +125,17 @@ class Relays:
         await asyncio.sleep(pause)
         if kernel.state != "running" or self.listener.kernels.get(kernel.kernel_id) is not kernel:
             return
+        started = 0
         try:
             self.start(kernel)
+            started = kernel.relay_pid
             kernel.try_to_save()
             await asyncio.wait_for(self.connect(kernel), 30)
         except (OSError, OpError, asyncio.TimeoutError) as error:
             words = str(error) or type(error).__name__
             self.note(kernel, f"its relay ended, and another could not be started: {words}")
             if not self.lives(kernel):
-                self.lost(kernel, kernel.relay_pid)
+                self.lost(kernel, started)  # unless its exit has been told already, and the next one is on its way
         else:
             self.note(kernel, "its relay ended and was started again: what it had kept is lost")
 

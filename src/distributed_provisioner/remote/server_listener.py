@@ -3,7 +3,7 @@
 It is shipped verbatim (standard library, Python 3.8 or newer, POSIX). This file has four roles; the last one needs no other file beside it:
 
 `bridge`    executed by the SSH session from memory (see the package's ssh/bootstrap.py): finds the user's listener or starts it, and copies
-            bytes between the session and the listener's Unix socket. It lives as long as the SSH connection; the listener does not care.
+            bytes between the session and the listener's Unix socket (bridge.py).
 `serve`     the listener itself (listener.py): one for each user and host, detached, single-threaded.
 `dump-env`  prints the environment of a login shell between two marks (login.py).
 a module    `launch_ipykernel.py` and other launchers take `Report`, `choose_ports` and `write_connection_file` from here.
@@ -39,22 +39,12 @@ if __name__ == "__main__":
     for unused in ("ssl", "_hashlib", "bz2", "lzma"):
         sys.modules.setdefault(unused, None)  # type: ignore[arg-type] # an import then fails, as where it is missing
 
-import contextlib
 import errno
-import fcntl
-import hashlib
 import json
 import os
-import pwd
 import random
 import shutil
-import signal
 import socket
-import stat
-import subprocess
-import tempfile
-import threading
-import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -216,17 +206,7 @@ def remove(path: str) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-# --- places on the host -----------------------------------------------------------------------------------------------------------------
-
-
-def host_identity() -> tuple[str, str]:
-    """(identity, boot id): changes with a reboot, and differs between containers of one machine."""
-    boot = read_text("/proc/sys/kernel/random/boot_id").strip()
-    try:
-        namespace = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        namespace = socket.gethostname()
-    return f"{boot}:{start_time(1)}:{namespace}", boot
+# --- processes and files -----------------------------------------------------------------------------------------------------------------
 
 
 def start_time(pid: int) -> int | None:
@@ -261,156 +241,6 @@ def read_text(path: str) -> str:
         return ""
 
 
-class Places:
-    """Directories of this user on this host; homes may be shared between hosts, so state is kept by host identity."""
-
-    SYSTEM, CGROUPS, KERNEL_LOG = f"/etc/{NAME}", "/sys/fs/cgroup", "/dev/kmsg"
-    """What root says here to all users, and what the system says of memory."""
-
-    def __init__(self) -> None:
-        home = os.environ.get("HOME") or account_home()
-        self.home = home
-        self.identity, self.boot_id = host_identity()
-        try:
-            self._make(os.path.join(home, ".cache", NAME), os.path.join(home, ".local", "state", NAME))
-        except OSError as error:
-            private = os.path.join("/var/tmp", f"{NAME}-{os.getuid()}")
-            try:
-                self._make(os.path.join(private, "cache"), os.path.join(private, "state"))
-                check_private(private)
-            except OSError:
-                raise SetupError(f"{error.strerror}: {error.filename}") from error
-
-    def _make(self, cache: str, state: str) -> None:
-        os.makedirs(cache, mode=0o700, exist_ok=True)
-        self.cache = cache
-        self.bundles = os.path.join(cache, "bundles")
-        digest = hashlib.sha256(self.identity.encode()).hexdigest()[:16]
-        self.states = state
-        self.state = os.path.join(state, digest)
-        for directory in (self.bundles, self.state):
-            os.makedirs(directory, mode=0o700, exist_ok=True)
-            check_private(directory)
-        self.record = os.path.join(self.state, f"listener-{PROTOCOL}.json")
-        self.lock = os.path.join(self.state, "lock")
-        self.log = os.path.join(self.state, "listener.log")
-
-
-class SetupError(Exception):
-    """The host cannot be used as it is; the text is for people."""
-
-
-def check_private(directory: str) -> None:
-    """Refuse a directory that another user owns or can enter. Raises SetupError."""
-    status = os.lstat(directory)
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise SetupError(f"{directory} is not a directory of {user_name()}")
-    if status.st_mode & 0o077:
-        os.chmod(directory, 0o700)
-
-
-def account_home() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_dir
-    except KeyError:  # a uid without an account, as containers have it
-        return "/"
-
-
-def user_name() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
-
-
-def short_directory() -> str:
-    """A new private directory on a local disk with a path short enough for Unix sockets (107 bytes; 103 on macOS)."""
-    for base in ("/tmp", "/var/tmp", "/dev/shm", tempfile.gettempdir()):
-        try:
-            return tempfile.mkdtemp(prefix="dp-", dir=base)
-        except OSError as error:
-            last = error
-    raise SetupError(f"no temporary directory can be written: {last}")
-
-
-# --- the bridge -------------------------------------------------------------------------------------------------------------------------
-
-
-def bridge(sources: list[tuple[str, str]]) -> int:
-    """Copy bytes between fds 0 and 1 and the listener, which is started if it is not there. `sources`: (name, text) of each file."""
-    try:
-        places = Places()
-        connection = find_or_start(places, sources)
-    except (SetupError, OSError) as error:
-        message = {"error": {"type": "setup", "message": str(error)}}
-        os.write(1, json.dumps(message).encode() + b"\n")
-        return 1
-    copy_both_ways(connection)
-    return 0
-
-
-def find_or_start(places: Places, sources: list[tuple[str, str]]) -> socket.socket:
-    digest = hashlib.sha256(json.dumps(sources).encode()).hexdigest()
-    directory = os.path.join(places.cache, f"listener-{digest[:16]}")
-    with open(os.open(places.lock, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as lock:
-        with contextlib.suppress(
-            OSError
-        ):  # no locks on this file system: two listeners may be started, and both work
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        connection = connect_to_listener(places, digest) or wake_listener(places, digest)
-        if connection is not None:
-            return connection
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-        check_private(directory)
-        for name, text in sources:
-            if read_text(os.path.join(directory, name)) != text:
-                write_private(os.path.join(directory, name), text.encode())
-        os.utime(directory)
-        start_listener(places, os.path.join(directory, sources[0][0]), digest)
-        connection = connect_to_listener(places, digest)
-        if connection is None:
-            words = read_text(places.log).strip().splitlines() or ["it said nothing"]
-            raise SetupError(f"the listener did not start: {words[-1][:500]}")
-        return connection
-
-
-def connect_to_listener(places: Places, digest: str) -> socket.socket | None:
-    """A socket to the running listener, or None. An older one that has nothing to do is asked to leave."""
-    record = load_json(places.record)
-    if not record:
-        return None
-    connection = socket.socket(socket.AF_UNIX)
-    try:
-        connection.connect(record["socket"])
-        if record["version"] == digest:
-            return connection
-        connection.settimeout(10)
-        connection.sendall(b'{"id": 0, "op": "retire"}\n')
-        answer = connection.makefile("rb").readline(65536)
-        if not json.loads(answer or b"{}").get("result", {}).get("retired"):
-            connection.settimeout(None)
-            return connection
-    except (OSError, ValueError, KeyError):
-        pass
-    connection.close()
-    return None
-
-
-def wake_listener(places: Places, digest: str) -> socket.socket | None:
-    """A socket to a listener that lives though its socket was cleared away: asked by SIGHUP, it makes it again. A second listener
-    would know nothing of the first one's kernels."""
-    record = load_json(places.record)
-    pid = record.get("pid")
-    if not pid or os.path.exists(record.get("socket", "/")) or start_time(pid) != record.get("start"):
-        return None
-    os.kill(pid, signal.SIGHUP)
-    for _ in range(100):
-        time.sleep(0.02)
-        if os.path.exists(load_json(places.record).get("socket", "")):
-            return connect_to_listener(places, digest)
-    return None
-
-
 def load_json(path: str) -> dict[str, Any]:
     """A JSON object; empty where there is none."""
     try:
@@ -421,41 +251,14 @@ def load_json(path: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def start_listener(places: Places, path: str, digest: str) -> None:
-    """Start `serve`, detached, and wait until it accepts connections (or ends)."""
-    reader, writer = os.pipe()
-    os.set_inheritable(writer, True)
-    log = os.open(places.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o600)
-    try:
-        subprocess.Popen(
-            [sys.executable, "-I", "-S", path, "serve", digest, str(writer)],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(writer,), start_new_session=True, cwd="/",
-        ).returncode = 0  # fmt: skip # it outlives us; nobody waits for it
-    finally:
-        os.close(writer)
-        os.close(log)
-    os.read(reader, 1)  # a byte when it is ready, the end of the file when it has ended
-    os.close(reader)
-
-
-def copy_both_ways(connection: socket.socket) -> None:
-    """Return when either side has ended. A side that is not read holds up its own direction only."""
-    ended = threading.Event()
-    other = connection.fileno()
-    for source, target in ((0, other), (other, 1)):
-        threading.Thread(target=copy, args=(source, target, ended), daemon=True).start()
-    ended.wait()
-
-
-def copy(source: int, target: int, ended: threading.Event) -> None:
-    with contextlib.suppress(OSError):  # one of the two is gone, so is the bridge
-        while True:
-            data = memoryview(os.read(source, 1 << 18))
-            if not data:
-                break
-            while data:
-                data = data[os.write(target, data) :]
-    ended.set()
+def bridge(sources: list[tuple[str, str]]) -> int:
+    """Run bridge.py; it and what it imports are in memory only, as this file is then. `sources`: (name, text) of each file."""
+    sys.modules["server_listener"] = sys.modules["__main__"]
+    for name in ("places", "bridge"):
+        module = sys.modules[name] = type(sys)(name)
+        exec(compile(dict(sources)[f"{name}.py"], f"{name}.py", "exec"), module.__dict__)
+    code: int = sys.modules["bridge"].bridge(sources)
+    return code
 
 
 def main(argv: list[str]) -> int:

@@ -7,4 +7,12 @@ from .relay_channel import RelayAttachment
 from .watching import KernelEvent, Watch
 from .welcome import Welcome
 
-__all__ = ["Attachment", "Connections", "HostConnection", "KernelEvent", "RelayAttachment", "Watch", "Welcome"]
+__all__ = [
+    "Attachment",
+    "Connections",
+    "HostConnection",
+    "KernelEvent",
+    "RelayAttachment",
+    "Watch",
+    "Welcome",
+]

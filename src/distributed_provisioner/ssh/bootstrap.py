@@ -16,6 +16,7 @@ from importlib import resources
 
 SOURCES = (
     "server_listener.py",
+    "bridge.py",
     "listener.py",
     "operations.py",
     "connections.py",
@@ -27,6 +28,7 @@ SOURCES = (
     "kernels.py",
     "launch.py",
     "login.py",
+    "places.py",
     "processes.py",
     "program.py",
     "reasons.py",
@@ -45,7 +47,7 @@ SOURCES = (
     "usage.py",
     "zmtp.py",
 )
-"""What is shipped of `remote/`; the first one is executed."""
+"""What is shipped of `remote/`; the first one is executed, with the others at hand."""
 MAX_NOISE = 64 << 10
 """Bytes that may come before the marker."""
 PYTHONS = ("python3", *(f"python3.{minor}" for minor in range(14, 7, -1)))

@@ -5,19 +5,78 @@ The digest must be that of `remote/files.py`, which checks it.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
+import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import KernelSpecError
+from ..errors import HostUnreachableError, KernelSpecError
+from .beside import beside
+from .control import Control
+from .tasks import Tasks
 
 PIECE = 192 << 10
 """Bytes of files in one request: small enough that an interrupt never waits long behind it."""
+
+_log = logging.getLogger(__name__)
+
+
+class Shipping:
+    """What one host has, and what is on its way there.
+
+    Args:
+        connected: the control channel to it, or a HostUnreachableError raised.
+        not_connected: that error.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        connected: Callable[[], Control],
+        not_connected: Callable[[], HostUnreachableError],
+        tasks: Tasks,
+    ) -> None:
+        self.there: set[str] = set()
+        """Digests of what the host has."""
+        self._host = host
+        self._connected = connected
+        self._not_connected = not_connected
+        self._tasks = tasks
+        self._under_way: dict[str, asyncio.Task[None]] = {}
+
+    async def ship(self, directory: str) -> str | None:
+        """As `HostConnection.ship`; a directory that several ask for is sent once."""
+        bundle = await beside(lambda: read_bundle(directory))
+        if bundle is None:
+            return None
+        if bundle.digest not in self.there:
+            task = self._under_way.get(bundle.digest)
+            if task is None:
+                task = self._under_way[bundle.digest] = self._tasks.start(self._ship(bundle))
+            try:
+                await asyncio.shield(task)
+            except asyncio.CancelledError:
+                if task.cancelled():
+                    raise self._not_connected() from None
+                raise
+        return bundle.digest
+
+    async def _ship(self, bundle: Bundle) -> None:
+        try:
+            control = self._connected()
+            left = pieces(bundle)
+            while (piece := await beside(lambda: next(left, None))) is not None:
+                await control.request("ship", piece, timeout=60.0)
+            self.there.add(bundle.digest)
+            _log.debug("[host=%s] shipped %d files of %s", self._host, len(bundle.files), bundle.directory)
+        finally:
+            self._under_way.pop(bundle.digest, None)
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,32 @@ def test_kernel_of_another_server_is_never_adopted(home: Path, bridge: Bridge) -
     other.close()
 
 
+def test_of_two_successors_only_the_quicker_one_gets_the_kernel(home: Path, bridge: Bridge) -> None:
+    """Both saw that the kernel's server is gone, and asked at the same time: the kernel has one server, not two."""
+    bridge.launch(stub_argv())
+    wanted = {**K, "client": "c"}  # as both were told by `list`
+    quicker, slower = Bridge(home, client="quicker"), Bridge(home, client="slower")
+    [status] = quicker.request("adopt", kernels=[wanted])["kernels"]
+    assert status["client"] == "quicker"
+    assert slower.request("adopt", kernels=[wanted])["kernels"] == [{**wanted, "state": "unknown"}]
+    assert slower.request("list")["kernels"][0]["client"] == "quicker"
+    quicker.close()
+    slower.close()
+
+
+def test_hello_is_heard_on_this_owners_other_connections(home: Path, bridge: Bridge) -> None:
+    """A line whose other end went without a word would count as a living server's until it is written to."""
+    other = Bridge(home, owner="other")
+    successor = Bridge(home, client="second")
+    assert bridge.event() == {"event": "hello"}
+    other.request("ping")
+    successor.request("ping")
+    assert other.events.empty()
+    assert successor.events.empty()
+    other.close()
+    successor.close()
+
+
 def test_a_new_listener_still_knows_what_the_old_one_was_told(home: Path, bridge: Bridge) -> None:
     """kill -9 of the listener must not make a kernel unadoptable."""
     bridge.launch(stub_argv(), annotations={"path": "a.ipynb", "x": 1})

@@ -46,7 +46,7 @@ def test_host_that_root_drains_is_drained_for_all(home: Path, tmp_path: Path) ->
     """One file empties a host, whoever has a listener there; a user cannot take that back."""
     system = tmp_path / "etc"
     system.mkdir()
-    change = f"server_listener.Places.SYSTEM = {str(system)!r}"
+    change = f"places.Places.SYSTEM = {str(system)!r}"
     with changed_listener(home, change) as pid:
         bridge = Bridge(home)
         assert bridge.welcome["pid"] == pid

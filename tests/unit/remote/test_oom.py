@@ -57,10 +57,10 @@ def ended(bridge: Bridge) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (f"server_listener.Places.KERNEL_LOG = '{NOWHERE}'", "the limit of its cgroup is 96 MB"),
-        (f"server_listener.Places.CGROUPS = '{NOWHERE}'", "the cgroup's memory was used up"),
+        (f"places.Places.KERNEL_LOG = '{NOWHERE}'", "the limit of its cgroup is 96 MB"),
+        (f"places.Places.CGROUPS = '{NOWHERE}'", "the cgroup's memory was used up"),
         (
-            "server_listener.Places.CGROUPS = server_listener.Places.KERNEL_LOG = '/nowhere'",
+            "places.Places.CGROUPS = places.Places.KERNEL_LOG = '/nowhere'",
             "the host counted",
         ),
     ],
@@ -99,8 +99,7 @@ def counted(home: Path, tmp_path: Path) -> Iterator[tuple[Bridge, Path]]:
         (base / "memory.max").write_text(f"{512 << 20}\n")
         (base / "memory.events").write_text("low 0\nmax 9\noom 1\noom_kill 1\noom_group_kill 0\n")
     change = (
-        f"server_listener.Places.CGROUPS = {str(root)!r}; server_listener.Places.KERNEL_LOG = '{NOWHERE}'; "
-        "reasons.RECENT = 0.5"
+        f"places.Places.CGROUPS = {str(root)!r}; places.Places.KERNEL_LOG = '{NOWHERE}'; reasons.RECENT = 0.5"
     )
     with changed_listener(home, change):
         bridge = Bridge(home)
@@ -152,7 +151,7 @@ def test_kernel_killed_while_no_listener_was_there_is_explained(
     os.kill(bridge.welcome["pid"], signal.SIGKILL)
     os.kill(kernel["pid"], signal.SIGKILL)
     events.write_text("oom_kill 2\n")
-    change = f"server_listener.Places.CGROUPS = {str(events.parent)!r}; server_listener.Places.KERNEL_LOG = '{NOWHERE}'"
+    change = f"places.Places.CGROUPS = {str(events.parent)!r}; places.Places.KERNEL_LOG = '{NOWHERE}'"
     with changed_listener(home, change):
         again = Bridge(home)
         [status] = again.request("adopt", kernels=[{"kernel_id": "k", "generation": 1}])["kernels"]

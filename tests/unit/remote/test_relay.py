@@ -191,6 +191,30 @@ def test_what_was_lost_with_a_stream_is_sent_again_once(pair: Pair) -> None:
         kernel.sockets["shell"].recv(flags=1)
 
 
+def test_a_broken_stream_neither_uses_up_the_window_nor_widens_it(pair: Pair) -> None:
+    """What was lost on the way counts no more, and what has come and was not consumed counts on: else it stands still, or overflows."""
+    relay, kernel = pair
+    server = Server(relay).connect()
+    server.consuming = False
+    for _ in range(40):
+        kernel.send("iopub", b"x" * (1 << 20))
+    for _ in range(30):  # each loses what its socket holds
+        time.sleep(0.02)
+        server.connect()
+    while server.read(0.5):
+        pass
+    window = relay_wire.WINDOW
+    assert window <= server.coming.total[relay_wire.IOPUB] < window + 2 * relay_wire.CHUNK
+    server.connect()
+    while server.read(0.5):
+        pass
+    assert server.coming.total[relay_wire.IOPUB] < window + 2 * relay_wire.CHUNK
+    server.consuming = True
+    server.coming.consumed = list(server.coming.total)
+    server.acknowledge()
+    server.until(lambda: len(server.on("iopub")) == 40)
+
+
 def test_another_bridge_gets_all_that_was_not_released(pair: Pair) -> None:
     """The server was started again: what the notebook has not seen yet is there, marked as old; what it has seen is not."""
     relay, kernel = pair

@@ -253,6 +253,24 @@ def test_restart_keeps_the_relay_and_its_clients(
     assert not relays_of(bridge)
 
 
+@pytest.mark.parametrize("pause", [0.0, 0.003])
+def test_restart_while_the_old_kernel_is_being_forgotten_is_a_restart(bridge: Bridge, pause: float) -> None:
+    """So it is when somebody restarts a kernel whose host is away: as soon as it is back, the one is ended and the other begun."""
+    first = bridge.launch(zmq_argv(), relay=True)
+    forget = bridge.send("forget", kernel_id="k", generation=1, keep_log=False)
+    time.sleep(pause)
+    launch = bridge.send(
+        "launch",
+        **launch_parameters(zmq_argv(), generation=2, relay=True, ip=first["ip"], ports=first["ports"]),
+    )
+    bridge.reply(forget)
+    second = bridge.reply(launch)
+    assert second["ip"] == first["ip"]
+    assert record_of(bridge)["generation"] == 2
+    assert Path(second["relay"]).is_socket()
+    assert not lives(first["pid"])
+
+
 def test_restart_without_a_relay_ends_the_one_before(bridge: Bridge) -> None:
     """An option that was changed takes effect with the restart, and leaves no process behind."""
     bridge.launch(zmq_argv(), relay=True)

@@ -7,26 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from .envelope import open_envelope
-from .errors import (
+from ..errors import (
     HostDrainedError,
     HostError,
-    HostSetupError,
     LaunchError,
     LaunchTimeoutError,
     NoHostAvailableError,
-    ProtocolError,
     ProvisionerError,
 )
-from .hosts import HostPool, Reservation
-from .kernel_log import Log
-from .launch_errors import explained, nobody
-from .models import (
+from ..hosts import HostPool, Reservation
+from ..kernel_log import Log
+from ..launch_errors import explained, nobody
+from ..local_endpoints import keep_directory
+from ..models import (
     CHANNELS,
     HostAddress,
     HostCondition,
@@ -36,20 +34,15 @@ from .models import (
     Login,
     RemoteProcess,
 )
-from .ssh import Attachment, Connections, HostConnection, KernelEvent, RelayAttachment, Watch
+from ..ssh import Attachment, Connections, HostConnection, KernelEvent, RelayAttachment, Watch
+from ..ssh.beside import beside
+from .question import UnfitHostError, question, transport_for
+from .reply import read_reply
+from .undoing import shielded, undo
 
 ANSWER_MARGIN = 5.0
 """Seconds beyond `launch_timeout` after which a listener that says nothing is given up."""
-UNDO_TIMEOUT = 5.0
-"""Seconds that a host gets to undo a launch before that is left to be done later."""
-
 PHASES = ("reserve", "connect", "ship", "start", "forward", "ready")
-
-_background: set[asyncio.Task[None]] = set()
-
-
-class UnfitHostError(HostSetupError):
-    """The host is well, but cannot have this kind of kernel."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +156,7 @@ class Launch:
         with self._phase("connect"):
             await connection.connect()
         self._got_through = True
-        transport = _transport(request, connection)
+        transport = transport_for(request, connection)
         if transport == "tcp" and not request.encryption:
             self._log.info(
                 "its sockets are on loopback TCP without Curve: other users of %s could read its messages",
@@ -178,7 +171,7 @@ class Launch:
             early = await self._attach_early(connection, transport)
             with self._phase("start"):
                 reply = await self._ask(connection, generation, transport, bundle)
-            process, info = _read_reply(reply, address, generation, request)
+            process, info = read_reply(reply, address, generation, request)
             with self._phase("forward"):
                 attachment = await self._attach(connection, process, info, early)
         except BaseException:
@@ -198,6 +191,7 @@ class Launch:
         """At a restart: clients of the kernel before are connected before the new one runs its first cell, and lose nothing."""
         if self._previous is None or not self._stays(connection, transport):
             return None
+        await beside(lambda: keep_directory(self._prefix))
         if self._spare is not None:
             await self._spare.renew()
             return self._spare
@@ -236,7 +230,8 @@ class Launch:
     async def _ask(
         self, connection: HostConnection, generation: int, transport: KernelTransport, bundle: str | None
     ) -> Mapping[str, Any]:
-        params = self._params(connection, generation, transport)
+        kept = self._previous if self._stays(connection, transport) else None
+        params = question(self.request, connection, generation, transport, kept)
         limit = self.request.launch_timeout + ANSWER_MARGIN
         try:
             return await asyncio.wait_for(
@@ -246,41 +241,6 @@ class Launch:
             raise explained(error, self.request, connection.address) from error.__cause__
         except asyncio.TimeoutError as error:
             raise explained(LaunchTimeoutError(""), self.request, connection.address) from error
-
-    def _params(
-        self, connection: HostConnection, generation: int, transport: KernelTransport
-    ) -> dict[str, Any]:
-        request, previous = self.request, self._previous
-        stays = self._stays(connection, transport)
-        return {
-            "kernel_id": request.kernel_id,
-            "generation": generation,
-            "kernel_name": request.kernel_name,
-            "argv": list(request.argv),
-            "resource_dir": request.resource_dir,
-            "key": request.key,
-            "spec_env": dict(request.spec_env),
-            "request_env": dict(request.request_env),
-            "directories": list(request.directories),
-            "transport": transport,
-            "address": direct_address(connection) if transport == "direct" else None,
-            "port_range": [request.port_range.low, request.port_range.high],
-            "ports": dict(previous.ports) if previous and stays else None,
-            "ip": previous.ip if previous and stays else None,
-            "encryption": dict(request.encryption or {})
-            if transport != "ipc" or request.encrypt_ipc
-            else None,
-            "prefix": request.prefix,
-            "public_key": request.public_key,
-            "launch_timeout": request.launch_timeout,
-            "orphan_timeout": request.orphan_timeout,
-            "interrupt_target": request.interrupt_target,
-            "remote_python": request.remote_python,
-            "log_dir": request.kernel_log_dir,
-            "annotations": dict(request.annotations),
-            "relay": is_relayed(request, transport),
-            "output_limit": request.output_limit,
-        }
 
     def _nobody(self) -> NoHostAvailableError:
         reasons: dict[str, ProvisionerError] = {str(address): error for address, error in self._tried.items()}
@@ -305,40 +265,9 @@ class Launch:
         self.phases["ready"] += ready
 
 
-async def undo(connection: HostConnection, kernel_id: str, generation: int) -> None:
-    """Leave nothing of a launch on its host; where the host cannot be asked now, it is asked when it is back. Never raises."""
-    try:
-        await asyncio.wait_for(
-            connection.request("cancel", timeout=UNDO_TIMEOUT, kernel_id=kernel_id, generation=generation),
-            UNDO_TIMEOUT + 1,
-        )
-    except LaunchError:
-        pass  # the host knows nothing of it
-    except (ProvisionerError, OSError, asyncio.TimeoutError):
-        connection.end_later(kernel_id, generation)
-
-
-async def shielded(work: Coroutine[Any, Any, None]) -> None:
-    """Run clean-up to its end, also when the caller is cancelled meanwhile."""
-    task = asyncio.ensure_future(work)
-    _background.add(task)
-    task.add_done_callback(_background.discard)
-    await asyncio.shield(task)
-
-
 def host_condition(address: HostAddress, login: Login | None) -> HostCondition:
     """What this process's connections know of a host just now."""
     return Connections.current().condition(address, login)
-
-
-def direct_address(connection: HostConnection) -> str:
-    """The host's own address, as the server sees it."""
-    return str(getattr(connection, "peer_address", None) or connection.address.host)
-
-
-def is_relayed(request: LaunchRequest, transport: KernelTransport) -> bool:
-    """Whether the kernel's messages go through a relay on its host: not where they are encrypted, and not where nothing is between."""
-    return transport != "direct" and not (request.encryption and (transport != "ipc" or request.encrypt_ipc))
 
 
 def _becomes(
@@ -351,73 +280,3 @@ def _becomes(
             return True
         return False
     return not process.relay and (before.ip, before.ports) == (process.ip, process.ports)
-
-
-def _transport(request: LaunchRequest, connection: HostConnection) -> KernelTransport:
-    wanted = request.kernel_transport
-    if is_relayed(request, wanted):
-        return wanted
-    if wanted in connection.supports:
-        return wanted
-    if wanted == "ipc" and "tcp" in connection.supports:
-        return "tcp"
-    option = "AllowTcpForwarding" if wanted == "tcp" else "AllowStreamLocalForwarding"
-    raise UnfitHostError(
-        f"sshd on {connection.address} forbids the forwarding that this kernel needs ({wanted}). "
-        f"Set {option} to yes (or local) in its sshd_config.",
-        host=str(connection.address),
-    )
-
-
-def _read_reply(
-    reply: Mapping[str, Any], address: HostAddress, generation: int, request: LaunchRequest
-) -> tuple[RemoteProcess, dict[str, Any]]:
-    host = str(address)
-    try:
-        where = dict(reply)
-        if reply.get("envelope"):
-            where.update(_from_envelope(open_envelope(reply["envelope"])))
-        process = RemoteProcess(
-            host=address,
-            pid=int(where["pid"]),
-            kernel_pid=int(where["kernel_pid"] or where["pid"]),
-            pgid=int(where["pgid"]),
-            generation=generation,
-            kernel_transport=where["transport"],
-            ip=str(where["ip"]),
-            ports={channel: int(where["ports"][channel]) for channel in CHANNELS},
-            directory=str(where.get("directory") or ""),
-            notes=tuple(map(str, where.get("notes") or ())),
-            relay=str(where.get("relay") or ""),
-            details={
-                "log": where.get("log"),
-                "start": where.get("start"),
-                "phases": dict(where.get("phases") or {}),
-            },
-        )
-        info = {
-            "key": str(where["key"]),
-            "signature_scheme": str(where.get("signature_scheme") or "hmac-sha256"),
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise ProtocolError(
-            f"The listener on {host} reported a launch that makes no sense ({type(error).__name__}: {error}). "
-            "Is an older version of this package in use there?",
-            host=host,
-            kernel_id=request.kernel_id,
-        ) from error
-    if request.encryption and (process.kernel_transport != "ipc" or request.encrypt_ipc):
-        info.update(request.encryption)
-    return process, info
-
-
-def _from_envelope(info: Mapping[str, Any]) -> dict[str, Any]:
-    found = {
-        "ip": info["ip"],
-        "key": info["key"],
-        "ports": {channel: info[f"{channel}_port"] for channel in CHANNELS},
-    }
-    for name in ("transport", "signature_scheme"):
-        if info.get(name):
-            found[name] = info[name]
-    return found
