@@ -107,11 +107,6 @@ def test_a_cell_that_ended_while_the_server_was_down_is_shown_as_it_ended(
     assert page.run(1) == "kept\n"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the replay is faster than Jupyter Server's iopub_data_rate_limit",
-)
 def test_much_that_was_printed_meanwhile_is_not_taken_for_a_flood(
     open_notebook: Callable[..., LabPage], lab: LabServer
 ) -> None:
@@ -190,10 +185,6 @@ def test_two_windows_with_one_notebook_each_get_what_they_asked_for(
     assert first.state().kernel == second.state().kernel == kernel
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the start of the server waits 2.5 seconds for hosts, and does without those that are away",
-)
 def test_a_host_that_is_away_while_the_server_starts_is_waited_for(
     cluster: Cluster, open_notebook: Callable[..., LabPage], lab: LabServer
 ) -> None:
@@ -246,7 +237,9 @@ def test_a_line_that_is_dead_for_five_seconds_loses_nothing(
         time.sleep(5)
     finally:
         mend()
-    assert page.wait_until_run(0, 60).split() == numbers(0, 50)
+    printed = page.wait_until_run(0, 60).splitlines()
+    assert [line for line in printed if not line.startswith("[")] == numbers(0, 50)
+    assert len(printed) <= 51  # that the host is away is said once, if it takes so long to reach it again
     assert page.run(1) == "kept\n"
     assert page.wait_until_idle().kernel == kernel
 

@@ -134,12 +134,13 @@ class _Reader:
         messages = []
         try:
             for kind, flags, number, _, payload in self._records.feed(data):
+                if kind <= relay_wire.IOPUB:
+                    self._last = number
+                    self._consumed[kind] += len(payload)
                 if kind == relay_wire.IOPUB:
                     if flags & relay_wire.VOID:
                         self._message.clear()
                     self._message += payload
-                    self._last = number
-                    self._consumed[kind] += len(payload)
                     if flags & relay_wire.ENDS and self._message:
                         messages += parsed(bytes(self._message))
                         self._message.clear()

@@ -11,7 +11,7 @@ HOLD_BYTES = 64 << 20
 class Entry:
     """A message, or as much of it as has come."""
 
-    __slots__ = ("number", "pieces", "size", "topic")
+    __slots__ = ("is_whole", "number", "pieces", "size", "topic")
 
     def __init__(self, topic: bytes) -> None:
         self.topic = topic
@@ -19,6 +19,7 @@ class Entry:
         """Of its last piece; 0 as long as that has not come, and for messages of our own."""
         self.pieces: list[bytes] = []
         self.size = 0
+        self.is_whole = False
 
     def add(self, piece: bytes) -> None:
         self.pieces.append(piece)
@@ -44,12 +45,18 @@ class Backlog:
         entry.add(piece)
         self._bytes += len(piece)
         if ends:
-            entry.number = number
+            entry.number, entry.is_whole = number, True
             self.last = max(self.last, number)
 
     def void(self) -> None:
         """The message that was begun last will have no end."""
         self._bytes -= self._entries.pop().size
+
+    def forget_numbers(self) -> None:
+        """They were those of a relay that is no more."""
+        self.last = 0
+        for entry in self._entries:
+            entry.number = 0
 
     def drop_beyond_limit(self) -> int:
         """Give up the oldest messages; the number of the last piece of them, 0 if none was."""

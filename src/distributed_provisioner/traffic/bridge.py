@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .clients import Client, Owner
 from .echo import Echo
+from .farewells import Farewells
 from .link import Link, Opener
-from .messages import Activity, Author
+from .messages import Activity, Author, asked
 from .publisher import Publisher
 from .routes import Holds, Routes
 from .shared import relay_wire as wire
 
-TELL_AFTER = 15.0
+TELL_AFTER = 5.0
 """Seconds without its host after which a running cell says so."""
+LOOK_AGAIN = 1.0
+"""Seconds after which a cell that was run meanwhile says so, too."""
 HICCUP = 1.0
 """Seconds that a stream may be gone, on a line that stands, before anybody is told."""
 DRAIN_TIMEOUT = 2.0
@@ -43,13 +46,18 @@ class Bridge:
         self._link = Link(self, name)
         self._holds = Holds()
         self._publisher = Publisher(self._link, author, self._activity)
-        arrival = self._publisher.identity_arrived
-        self._routes = [
-            Routes(kind, self._link, self._holds, arrival) for kind in (wire.SHELL, wire.CONTROL, wire.STDIN)
+        self._routes: list[Routes] = []
+        self._farewells = Farewells(self._link, self._activity, self._routes)
+        arrival, leaving = self._publisher.identity_arrived, self._farewells.left
+        self._routes += [
+            Routes(kind, self._link, self._holds, arrival, leaving)
+            for kind in (wire.SHELL, wire.CONTROL, wire.STDIN)
         ]
         self._echo = Echo()
         self._kernel_gone = False
         self._away = False
+        self._told: set[str] = set()
+        """Requests whose cells say that the host is away."""
         self._greeted = False
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
@@ -92,6 +100,10 @@ class Bridge:
     async def drain(self) -> None:
         """The kernel has ended: hand on what it still said, for at most `DRAIN_TIMEOUT` seconds."""
         self.rest()
+        await self._quiet()
+        self._publisher.hurry()
+
+    async def _quiet(self) -> None:
         loop = asyncio.get_running_loop()
         deadline, seen, since = loop.time() + DRAIN_TIMEOUT, self._link.count, loop.time()
         while self._link.is_up and loop.time() < deadline:
@@ -113,6 +125,7 @@ class Bridge:
             timer.cancel()
         self._timers.clear()
         self._holds.close()
+        self._farewells.close()
         for routes in self._routes:
             routes.close()
         self._publisher.close()
@@ -130,10 +143,17 @@ class Bridge:
         self._kernel_gone = said.get("kernel") == "gone"
         if successor:
             self._begin_anew()
-        elif not self._greeted:
+        elif self._greeted:
+            self._publisher.lump_comes()
+        else:
             self._activity.state = self._activity.state or str(said.get("execution_state") or "")
-            self._publisher.welcome({bytes.fromhex(identity) for identity in said.get("clients", ())})
+            expected = {bytes.fromhex(identity) for identity in said.get("clients", ())}
+            self._farewells.expect(expected)
+            self._publisher.welcome(expected)
+            for client in [client for routes in self._routes for client in routes.clients]:
+                self._publisher.identity_arrived(client)  # they were quicker than the relay
         self._greeted = True
+        self._told.clear()
         for name in list(self._timers):
             self._timers.pop(name).cancel()
         if self._away:
@@ -156,7 +176,8 @@ class Bridge:
     # --- what people are told -------------------------------------------------------------------------------------------------
 
     def _begin_anew(self) -> None:
-        self._publisher.void()
+        self._publisher.begin_anew()
+        self._publisher.lump_comes()
         for routes in self._routes:
             routes.begin_anew()
         identities = {client.identity.hex() for routes in self._routes for client in routes.clients}
@@ -174,10 +195,22 @@ class Bridge:
         self._later("told", TELL_AFTER, self._say_away)
 
     def _say_away(self) -> None:
-        self.say(
-            f"[distributed-provisioner] {self._host} cannot be reached at the moment. The cell goes on there, and its output is shown "
-            "as soon as the host is back."
-        )
+        """In each cell that is being worked on, or waits for the host; again and again, for those that come meanwhile."""
+        away = f"[distributed-provisioner] {self._host} cannot be reached at the moment."
+        for parent in list(self._activity.running.values()):
+            self._tell(
+                parent, f"{away} The cell goes on there, and its output is shown as soon as the host is back."
+            )
+        for beginning in self._link.outbox.beginnings(wire.SHELL):
+            if (request := asked(beginning)) is not None:
+                self._tell(request, f"{away} The cell is run as soon as the host is back.")
+        self._later("told", LOOK_AGAIN, self._say_away)
+
+    def _tell(self, request: Mapping[str, Any], text: str) -> None:
+        """Say something in a request's cell, once for each time that the host is away."""
+        if (name := str(request.get("msg_id"))) not in self._told:
+            self._told.add(name)
+            self._publisher.publish(self._author.error_text(text, request))
 
     def _status(self, state: str) -> None:
         self._publisher.publish(self._author.status(state, {}))

@@ -18,7 +18,7 @@ HIGH_WATER = 1 << 20
 PATIENCE = 5.0
 """Seconds without any progress after which nobody waits for a slow client any more."""
 MOST = 16 << 20
-"""Bytes that wait for a client at most."""
+"""Bytes that are written to a client at most after nobody waits for it any more."""
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,11 @@ class Client(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._there = False
         self._paused = False
-        self._waited = 0
+        self._written = 0
+        self._seen = 0
+        """How much it had read when it was looked at last."""
+        self._given_up = 0
+        """How much was written when it became hopeless."""
         self._watch: asyncio.TimerHandle | None = None
 
     # --- asyncio's side -------------------------------------------------------------------------------------------------------
@@ -104,8 +108,7 @@ class Client(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.slow = True
-        self._waited = self.waiting
-        self._watch = asyncio.get_running_loop().call_later(PATIENCE, self._look)
+        self.wait_anew()
         self._owner.flows(self, True)
 
     def resume_writing(self) -> None:
@@ -114,16 +117,24 @@ class Client(asyncio.Protocol):
             self._watch.cancel()
         self._owner.flows(self, False)
 
+    def wait_anew(self) -> None:
+        """It has `PATIENCE` from now on to read something, if it is slow."""
+        if self._watch is not None:
+            self._watch.cancel()
+        self.hopeless, self._seen = False, self.read
+        if self.slow:
+            self._watch = asyncio.get_running_loop().call_later(PATIENCE, self._look)
+
     def _look(self) -> None:
-        waiting = self.waiting
-        if waiting >= self._waited and not self.hopeless:
-            self.hopeless = True
-            self._owner.flows(self, True)
-        elif waiting < self._waited and self.hopeless:
-            self.hopeless = False
-            self._owner.flows(self, True)
-        self._waited = waiting
+        was_hopeless = self.hopeless
+        # Not by what waits: that grows, too, while somebody reads slowly.
+        self.hopeless = self.read <= self._seen
+        self._seen = self.read
+        if self.hopeless and not was_hopeless:
+            self._given_up = self._written
         self._watch = asyncio.get_running_loop().call_later(PATIENCE, self._look)
+        if self.hopeless != was_hopeless:
+            self._owner.flows(self, True)
 
     # --- our side -------------------------------------------------------------------------------------------------------------
 
@@ -132,12 +143,18 @@ class Client(asyncio.Protocol):
         """Bytes that it has not read."""
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
+    @property
+    def read(self) -> int:
+        """Bytes that it has read."""
+        return self._written - self.waiting
+
     def write(self, piece: bytes | memoryview) -> None:
         """Hand a piece of a message on. One that leaves too much unread loses its connection: half a message cannot be taken back."""
         if self._transport is None or self._transport.is_closing():
             return
+        self._written += len(piece)
         self._transport.write(piece)
-        if self.hopeless and self.waiting > MOST:
+        if self.hopeless and self._written - self._given_up > MOST:
             self._transport.abort()
 
     def read_on(self, wanted: bool) -> None:

@@ -15,6 +15,9 @@ from .shared import relay_wire as wire
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 OPEN_TIMEOUT = 10.0
 """Seconds."""
+SOON = 0.005
+"""Seconds after which a quiet stream says what is done with. What a server had when it was killed and had not released comes twice, and
+what it had released but not yet written to a page is lost: this is what a message takes through a process whose threads take turns."""
 MAX_RELEASED = 256
 
 _log = logging.getLogger(__name__)
@@ -95,6 +98,7 @@ class Link:
         self._released: OrderedDict[tuple[Lane, int], int] = OrderedDict()
         """Said before; said again on each new stream, since nobody acknowledges it."""
         self._ack_timer: asyncio.TimerHandle | None = None
+        self._acknowledged = 0.0
         self._unacknowledged = 0
 
     # --- the stream's life ----------------------------------------------------------------------------------------------------
@@ -256,6 +260,8 @@ class Link:
 
     def release(self, kind: int, identity: bytes, number: int, flags: int = wire.DELIVERED) -> None:
         """All of this lane up to `number` are done with."""
+        if self._successor:
+            return  # it is a number of the relay before
         lane = (kind, identity)
         self._releases[lane, flags] = self._released[lane, flags] = number
         self._released.move_to_end((lane, flags))
@@ -265,7 +271,9 @@ class Link:
 
     def acknowledge_soon(self) -> None:
         if self._ack_timer is None:
-            self._ack_timer = asyncio.get_running_loop().call_later(wire.ACK_SECONDS, self.acknowledge)
+            loop = asyncio.get_running_loop()
+            is_quiet = loop.time() - self._acknowledged >= wire.ACK_SECONDS
+            self._ack_timer = loop.call_later(SOON if is_quiet else wire.ACK_SECONDS, self.acknowledge)
 
     def acknowledge(self) -> None:
         """Say what has come and what is done with."""
@@ -273,6 +281,7 @@ class Link:
             self._ack_timer.cancel()
             self._ack_timer = None
         self._unacknowledged = 0
+        self._acknowledged = asyncio.get_running_loop().time()
         stream = self._stream
         if stream is None or stream.writer is None or not self.is_up:
             return

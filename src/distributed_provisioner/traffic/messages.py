@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
@@ -47,6 +47,30 @@ def look(wire: bytes) -> Message | None:
         return None
 
 
+def asked(piece: bytes) -> Mapping[str, Any] | None:
+    """The header of an execute request, from its first piece; None for anything else."""
+    if b'"execute_request"' not in piece:
+        return None
+    try:
+        frames = list(_first_frames(piece))
+        header: Mapping[str, Any] = json.loads(frames[frames.index(DELIMITER) + 2])
+        return header if header.get("msg_type") == "execute_request" else None
+    except (ValueError, IndexError, AttributeError):
+        return None
+
+
+def _first_frames(piece: bytes) -> Iterator[bytes]:
+    """Those that are whole."""
+    at = 0
+    while at < len(piece):
+        head = 9 if piece[at] & zmtp.LONG else 2
+        end = at + head + int.from_bytes(piece[at + 1 : at + head], "big")
+        if end > len(piece):
+            return
+        yield piece[at + head : end]
+        at = end
+
+
 class Own(NamedTuple):
     """A message of our own."""
 
@@ -67,6 +91,8 @@ class Author:
     def learn(self, status: Message) -> None:
         """What this kernel's messages look like."""
         self._version = str(status.header.get("version") or self._version)
+        # Lab drops a message when one of another session has come just behind it.
+        self._session = str(status.header.get("session") or self._session)
         before, found, _ = status.topic.rpartition(b"status")
         if found:
             self._topic = before

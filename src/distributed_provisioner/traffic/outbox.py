@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from .messages import LOOKED_AT
 from .shared import relay_wire as wire
 
 FULL = 1 << 20
@@ -108,6 +109,19 @@ class Outbox:
             self._bytes[kind] = 0
             for piece in pieces:
                 self.put(kind, piece.identity, piece.flags, piece.payload)
+
+    def beginnings(self, kind: int) -> Iterator[bytes]:
+        """The beginning of each message of which the relay has not had all."""
+        inside: set[bytes] = set()
+        for piece in (*self._sent, *self._waiting[kind]):
+            if piece.kind != kind:
+                continue
+            if piece.payload and (piece.identity not in inside or piece.flags & wire.VOID):
+                yield bytes(piece.payload[:LOOKED_AT])
+            if piece.flags & (wire.ENDS | wire.VOID):
+                inside.discard(piece.identity)
+            else:
+                inside.add(piece.identity)
 
     @property
     def is_empty(self) -> bool:

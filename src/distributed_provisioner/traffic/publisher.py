@@ -9,6 +9,7 @@ from .clients import Client
 from .link import Link
 from .messages import LOOKED_AT, Activity, Author, Own, look
 from .meter import Meter
+from .pace import Pace
 from .routes import HOLD_TIMEOUT
 from .shared import relay_wire as wire
 
@@ -26,6 +27,7 @@ class Publisher:
     def __init__(self, link: Link, author: Author, activity: Activity) -> None:
         self._link, self._author, self._activity = link, author, activity
         self._meter = Meter(link, wire.IOPUB)
+        self._pace = Pace(self._release)
         self._live: list[Client] = []
         self._new: dict[Client, int] = {}
         """Subscribers of whom it is not yet known what they have to hear: where in the backlog they came."""
@@ -41,6 +43,8 @@ class Publisher:
         self._head_size = 0
         self._of_our_own: list[Own] = []
         self._welcomes = False
+        self._stuck = False
+        """Whether nobody reads: then the kernel's relay keeps it all."""
         self._timer: asyncio.TimerHandle | None = None
 
     # --- clients --------------------------------------------------------------------------------------------------------------
@@ -49,8 +53,8 @@ class Publisher:
         self._there.add(client)
 
     def said(self, client: Client, piece: memoryview, ends: bool) -> None:
-        if ends and len(piece) > 1:  # 3.0: a frame of one byte, subscribe or not, and the prefix
-            head = 9 if piece[0] & 2 else 2
+        head = 9 if piece[0] & 2 else 2
+        if ends and len(piece) > head:  # 3.0: a frame of one byte, subscribe or not, and the prefix
             self.subscribes(client, piece[head] == 1, bytes(piece[head + 1 :]))
 
     def subscribes(self, client: Client, wanted: bool, topic: bytes) -> None:
@@ -72,14 +76,23 @@ class Publisher:
         for clients in (self._live, self._takers):
             if client in clients:
                 clients.remove(client)
+        self._pace.left(client)
         self._recount()
 
     def flows(self, client: Client, slow: bool) -> None:
+        if self._stuck and not client.hopeless:
+            # They are likely to be one process's, which was held up. It reads again, one socket after the other.
+            for each in self._live:
+                each.wait_anew()
         self._recount()
 
     def _recount(self) -> None:
-        alone = len(self._live) < 2
-        self._meter.block(any(client.slow and (alone or not client.hopeless) for client in self._live))
+        self._stuck = all(client.hopeless for client in self._live)
+        self._meter.block(any(client.slow for client in self._waited_for()))
+
+    def _waited_for(self) -> list[Client]:
+        """Those who read, however slowly; where nobody does, all."""
+        return [client for client in self._live if self._stuck or not client.hopeless]
 
     # --- who hears what -------------------------------------------------------------------------------------------------------
 
@@ -123,21 +136,26 @@ class Publisher:
         if self._activity.state and not self._welcomes:
             # Jupyter Server takes the first message that comes for a sign of life and throws it away.
             client.write(self._author.status(self._activity.state, {}).wire)
-        self._serve(client, 0)
+        self._serve(client, 0, self._activity.state)
 
-    def _serve(self, client: Client, position: int | None) -> None:
-        """From now on it hears what comes; before it, the backlog from `position` on."""
+    def _serve(self, client: Client, position: int | None, state: str = "") -> None:
+        """From now on it hears what comes; before it, in what state the kernel is, and the backlog from `position` on."""
         del self._new[client]
         self._live.append(client)
+        self._recount()
         for topic in client.topics:
             self._greet(client, topic)
         if self._backlog is None or position is None:
             return
+        if state in ("busy", "idle"):
+            # Without it a page that has come again does not know until a cell runs: what its own questions cause does not count for Lab.
+            client.write(self._author.status(state, {}).wire)
+        self._pace.begin(client)
         entry = None
         for entry in self._backlog.since(position):
             if _wants(client, entry.topic):
-                for piece in entry.pieces:
-                    client.write(piece)
+                for left, piece in zip(range(len(entry.pieces) - 1, -1, -1), entry.pieces, strict=True):
+                    self._pace.write(client, piece, entry.number, entry.is_whole and not left)
         if self._inside and entry is not None and _wants(client, entry.topic):
             self._takers.append(client)
 
@@ -155,7 +173,13 @@ class Publisher:
             self._serve(client, position)
             self._backlog = None
         if backlog is not None and backlog.last:
-            self._link.release(wire.IOPUB, b"", backlog.last, flags)
+            if flags == wire.DELIVERED:
+                self._pace.release(backlog.last)
+            else:
+                self._link.release(wire.IOPUB, b"", backlog.last, flags)
+
+    def _release(self, number: int) -> None:
+        self._link.release(wire.IOPUB, b"", number, wire.DELIVERED if self._live else wire.GIVEN_UP)
 
     def welcome(self, expected: set[bytes]) -> None:
         """The relay has told which clients of an earlier server there are."""
@@ -217,22 +241,19 @@ class Publisher:
     def _begin(self, data: bytes | memoryview) -> None:
         self._inside = True
         topic = _first_frame(data)
-        alone = len(self._live) < 2
-        self._takers = [
-            client for client in self._live if _wants(client, topic) and (alone or not client.hopeless)
-        ]
+        self._takers = [client for client in self._waited_for() if _wants(client, topic)]
         if self._backlog is not None:
             self._backlog.begin(topic)
 
     def _hand_on(self, data: bytes | memoryview, number: int, ends: bool) -> None:
         for client in self._takers:
-            client.write(data)
+            self._pace.write(client, data, number, ends)
         if self._backlog is not None:
             self._backlog.add(bytes(data), number, ends)
             if given_up := self._backlog.drop_beyond_limit():
                 self._link.release(wire.IOPUB, b"", given_up, wire.GIVEN_UP)
         elif ends:
-            self._link.release(wire.IOPUB, b"", number, wire.DELIVERED if self._live else wire.GIVEN_UP)
+            self._pace.release(number)
         if ends:
             self._end()
 
@@ -250,17 +271,33 @@ class Publisher:
         if self._backlog is not None:
             self._backlog.void()
         for client in list(self._takers):
-            client.abort()
+            self._pace.void(client)
         self._end()
+
+    def begin_anew(self) -> None:
+        """It is another relay, which begins with whole messages and counts from 1."""
+        self.void()
+        self._pace.begin_anew()
+        if self._backlog is not None:
+            self._backlog.forget_numbers()
+
+    def lump_comes(self) -> None:
+        """The stream was away: what the kernel said meanwhile comes at once."""
+        for client in self._live:
+            self._pace.begin(client, self._inside and client in self._takers)
+
+    def hurry(self) -> None:
+        """Hand on what waits for its turn: no more time is given."""
+        self._pace.hurry()
 
     def publish(self, message: Own) -> None:
         """A whole message of our own; behind the one that is under way."""
         if self._inside:
             self._of_our_own.append(message)
             return
-        for client in self._live:
-            if _wants(client, message.topic) and not client.hopeless:
-                client.write(message.wire)
+        for client in self._waited_for():
+            if _wants(client, message.topic):
+                self._pace.write(client, message.wire)
         if self._backlog is not None:
             self._backlog.begin(message.topic)
             self._backlog.add(message.wire, 0, True)

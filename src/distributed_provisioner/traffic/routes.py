@@ -15,22 +15,31 @@ HOLD_TIMEOUT = 600.0
 """Seconds that messages wait for a client that is not there."""
 HOLD_BYTES = 64 << 20
 """Of all clients of a kernel together."""
-FAREWELL = 30.0
-"""Seconds after which the relay is told that a client that was nobody will not come again."""
 
 
 class Routes:
     """One near end of these, as a ROUTER has it."""
 
-    def __init__(self, kind: int, link: Link, holds: Holds, on_arrival: Callable[[Client], None]) -> None:
+    def __init__(
+        self,
+        kind: int,
+        link: Link,
+        holds: Holds,
+        on_arrival: Callable[[Client], None],
+        on_leaving: Callable[[Client], None],
+    ) -> None:
         self.kind = kind
-        self._link, self._holds, self._on_arrival = link, holds, on_arrival
+        self._link, self._holds = link, holds
+        self._on_arrival, self._on_leaving = on_arrival, on_leaving
         self._meter = Meter(link, kind)
         self._lanes: dict[bytes, _Lane] = {}
 
     @property
     def clients(self) -> list[Client]:
         return [client for lane in self._lanes.values() for client in lane.clients]
+
+    def has_client(self, identity: bytes) -> bool:
+        return identity in self._lanes and bool(self._lanes[identity].clients)
 
     # --- clients --------------------------------------------------------------------------------------------------------------
 
@@ -58,8 +67,7 @@ class Routes:
             self._next_in_queue(lane)
         self._recount()
         self._forget(client.identity)
-        if client.made_up:
-            asyncio.get_running_loop().call_later(FAREWELL, self._farewell, client.identity)
+        self._on_leaving(client)
 
     def said(self, client: Client, piece: bytes | memoryview, ends: bool) -> None:
         lane = self._lanes[client.identity]
@@ -100,12 +108,6 @@ class Routes:
     def _recount(self) -> None:
         self._meter.block(any(client.slow and not client.hopeless for client in self.clients))
 
-    def _farewell(self, identity: bytes) -> None:
-        if not self._link.outbox.is_empty:
-            asyncio.get_running_loop().call_later(FAREWELL, self._farewell, identity)
-        elif identity not in self._lanes:
-            self._link.tell({"tell": "close", "identities": [identity.hex()]})
-
     # --- the kernel -----------------------------------------------------------------------------------------------------------
 
     def piece(self, identity: bytes, flags: int, number: int, payload: memoryview) -> None:
@@ -118,6 +120,8 @@ class Routes:
                 lane.target = lane.newest if lane.is_served and not lane.held else None
             lane.inside = not ends
             self._hand_on(identity, lane, number, payload, ends)
+        else:
+            self._forget(identity)
         self._meter.count(len(payload))
 
     def _hand_on(self, identity: bytes, lane: _Lane, number: int, payload: memoryview, ends: bool) -> None:
@@ -168,9 +172,10 @@ class Routes:
         self._forget(identity)
 
     def begin_anew(self) -> None:
-        """It is another relay: it begins with whole messages."""
+        """It is another relay: it begins with whole messages, and counts them anew."""
         for lane in self._lanes.values():
             self._void(lane)
+            lane.held = deque((0, payload, ends) for _, payload, ends in lane.held)
 
     def _forget(self, identity: bytes) -> None:
         lane = self._lanes[identity]

@@ -157,3 +157,13 @@ def test_json_has_the_whole_message() -> None:
     plain = {"header": {}, "content": {}, "msg_type": "x"}
     assert message_to_json({**plain, "buffers": [b"\0\xff"]}) == {**plain, "buffers": ["AP8="]}
     json.dumps(message_to_json({**plain, "buffers": [b"\0\xff"]}))
+
+
+async def test_what_is_no_output_is_acknowledged_too() -> None:
+    """A kernel that answered much while nobody listened: its relay sends no more than a window of what is not acknowledged."""
+    answer = relay_wire.record(relay_wire.SHELL, 1, relay_wire.ENDS, b"page", bytes(1000))
+    relay = Relay(answer + records([message("stream", {"name": "stdout", "text": "x"})]) + KEPT_END)
+    assert len(await read(relay)) == 1
+    (kind, _, counts) = relay.told[-1]
+    assert kind == relay_wire.ACK
+    assert relay_wire.counts(memoryview(counts))[relay_wire.SHELL] == 1000

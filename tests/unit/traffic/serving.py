@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import hmac
 import json
 import shutil
 import subprocess
@@ -226,3 +228,24 @@ def until(client: BlockingKernelClient, kind: str, timeout: float = 30) -> list[
     while not found or found[-1]["msg_type"] != kind:
         found.append(client.get_iopub_msg(timeout=deadline - time.monotonic()))
     return found
+
+
+STATUS_PARENT = {"msg_id": "m1", "msg_type": "execute_request", "session": "s"}
+
+
+def busy(kernel: FakeKernel, state: str = "busy") -> None:
+    kernel.publish("status", {"execution_state": state}, STATUS_PARENT)
+
+
+def session_of(frames: list[bytes]) -> str:
+    """In whose name a message is."""
+    return str(json.loads(frames[frames.index(b"<IDS|MSG>") + 2])["session"])
+
+
+def opened(frames: list[bytes]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Type, parent and content of one of our own messages, whose signature is looked at."""
+    start = frames.index(b"<IDS|MSG>")
+    signed = hmac.new(KEY.encode(), b"".join(frames[start + 2 :]), hashlib.sha256).hexdigest().encode()
+    assert frames[start + 1] == signed
+    header, parent, _, content = map(json.loads, frames[start + 2 : start + 6])
+    return header["msg_type"], parent, content

@@ -11,6 +11,7 @@ import pytest
 import zmq
 
 from distributed_provisioner.traffic import clients as clients_module
+from distributed_provisioner.traffic import farewells
 
 from ..remote.relaying import FakeKernel, RelayProcess, wait_for, zmtp
 from .serving import Near, served
@@ -198,3 +199,93 @@ def test_the_only_subscriber_loses_nothing_however_late_it_reads(
     time.sleep(1)
     assert sum(client.waiting for client in near.bridge._publisher._live) <= 16 << 20
     assert [asleep.recv_multipart()[0] for _ in range(60)] == [b"%d" % number for number in range(60)]
+
+
+@pytest.mark.parametrize("stall", [0.0, 1.5])
+def test_subscribers_that_all_read_slowly_lose_nothing(
+    stall: float, three: Three, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of one server are slow together: it has much to do, or was held up for seconds. An `idle` that is lost is busy for ever."""
+    near, kernel, _ = three
+    monkeypatch.setattr(clients_module, "PATIENCE", 0.3)
+    subscribers = [near.subscriber(rcvhwm=10) for _ in range(2)]
+    for number in range(200):
+        kernel.send("iopub", b"%d" % number, bytes(100_000))
+    time.sleep(stall)
+    for number in range(200):
+        for subscriber in subscribers:
+            assert subscriber.recv_multipart()[0] == b"%d" % number
+        time.sleep(0.0 if stall else 0.01)
+
+
+def test_an_empty_message_of_a_subscriber_is_passed_over(three: Three) -> None:
+    """Any XSUB may send one; it is no subscription."""
+    near, kernel, _ = three
+    sock = near.context.socket(zmq.XSUB)
+    near.sockets.append(sock)
+    sock.linger, sock.rcvtimeo = 0, 20000
+    sock.connect(f"ipc://{near.prefix}-2")
+    for said in (b"", b"\x01"):
+        sock.send(said)
+    wait_for(lambda: bool(near.bridge._publisher._live))
+    kernel.send("iopub", b"x", b"y")
+    assert sock.recv_multipart() == [b"x", b"y"]
+
+
+@pytest.mark.parametrize("name", [b"page", b""])
+def test_the_kernel_keeps_no_connection_of_a_client_that_will_not_come_again(
+    name: bytes, three: Three, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time that a page is loaded it has another name: in weeks, a kernel would run out of descriptors."""
+    near, kernel, relay = three
+    monkeypatch.setattr(farewells, "STAYING_AWAY", 0.3)
+    monkeypatch.setattr(farewells, "FAREWELL", 0.3)
+    page, stays = near.connect("shell", name), near.connect("control", b"stays")
+    for client, channel in ((page, "shell"), (stays, "control")):
+        client.send(b"run")
+        assert kernel.receive(channel)[-1] == b"run"
+    parent = {"msg_id": "m1", "msg_type": "execute_request"}
+    near.subscriber()
+    kernel.publish("status", {"execution_state": "busy"}, parent)
+    wait_for(lambda: bool(near.bridge._activity.running))
+    page.close()
+    time.sleep(1)
+    assert len(relay.status()["clients"]) == 2  # it may still be answered
+    kernel.publish("status", {"execution_state": "idle"}, parent)
+    wait_for(lambda: relay.status()["clients"] == [b"stays".hex()])
+    kernel.send("control", b"stays", b"answer")
+    assert stays.recv() == b"answer"
+
+
+def test_the_connections_of_an_earlier_servers_clients_are_closed_too(
+    three: Three, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of pages that were closed while the server was away; a page that is back keeps its own."""
+    near, kernel, relay = three
+    for name in (b"closed", b"open"):
+        near.connect("shell", name).send(b"run")
+        assert kernel.receive()[0] == name
+    near.close()
+    monkeypatch.setattr(farewells, "STAYING_AWAY", 1.0)
+    successor = Near(relay.path)
+    try:
+        page = successor.connect("shell", b"open")
+        wait_for(lambda: relay.status()["clients"] == [b"open".hex()])
+        kernel.send("shell", b"open", b"answer")
+        assert page.recv() == b"answer"
+    finally:
+        successor.close()
+
+
+def test_nothing_goes_on_after_the_end_of_a_bridge(three: Three) -> None:
+    """A timer that sets itself again would keep each kernel that there ever was."""
+    near, kernel, _ = three
+    for name in (b"", b"page"):
+        near.connect("shell", name).send(b"run")
+        kernel.receive()
+    near.sockets.pop().close()
+    wait_for(lambda: len(near.bridge._routes[0].clients) == 1)
+    near.close()
+    wait_for(lambda: not near.bridge._routes[0].clients)
+    assert near.bridge._farewells._timer is None
+    assert not near.bridge._farewells._due
