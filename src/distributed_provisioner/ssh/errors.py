@@ -23,6 +23,7 @@ from ..errors import (
     ProvisionerError,
 )
 from .bootstrap import words
+from .tickets import CENTER_ADVICE, Ticket
 
 FORWARDING_OPTIONS = (
     "AllowTcpForwarding (for Unix sockets, too), AllowStreamLocalForwarding, DisableForwarding and PermitOpen"
@@ -40,7 +41,7 @@ class Progress:
     user: str = ""
     via: str = ""
     """` through the jump host …`, or nothing."""
-    stage: Literal["configuration", "name", "connection"] = "connection"
+    stage: Literal["configuration", "ticket", "name", "connection"] = "connection"
     """What is under way until `connected`."""
     connected: bool = False
     banner: str = ""
@@ -49,6 +50,12 @@ class Progress:
     allowed: list[str] = field(default_factory=list)
     tried: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    needs_ticket: bool = False
+    """Whether an option asks for a Kerberos ticket."""
+    ticket: Ticket | None = None
+    """What was found when one was looked for."""
+    ticket_shown: bool = False
+    """Whether the host asked for it."""
     proxy: bool = False
     proxy_words: bytes = b""
 
@@ -89,19 +96,8 @@ def timed_out(progress: Progress, timeout: float) -> HostUnreachableError:
             f"the proxy command has not brought an SSH banner within {timeout:g} s{_proxy_words(p)}",
             f"Try the command by hand: {p.at}",
         )
-    if p.stage == "configuration":
-        return _unreachable(
-            p,
-            f"ssh's configuration was not read within {timeout:g} s",
-            "Look for a Match exec in ~/.ssh/config whose command hangs, or a file on a file system that does.",
-        )
-    if p.stage == "name":
-        name = _name(p)
-        return _unreachable(
-            p,
-            f"its name {name} was not resolved within {timeout:g} s",
-            f"Check the name server (`getent hosts {name}` should answer at once), or raise connect_timeout.",
-        )
+    if p.stage != "connection":
+        return _too_slow_before(p, timeout)
     if not p.connected:
         return _unreachable(
             p,
@@ -118,6 +114,28 @@ def timed_out(progress: Progress, timeout: float) -> HostUnreachableError:
         p,
         f"the log-in did not end within {timeout:g} s",
         "The host is overloaded, or its way of checking users (PAM, LDAP, DNS) hangs; raise connect_timeout if that is normal.",
+    )
+
+
+def _too_slow_before(p: Progress, timeout: float) -> HostUnreachableError:
+    """The limit was reached before there was a connection to wait for."""
+    if p.stage == "configuration":
+        return _unreachable(
+            p,
+            f"ssh's configuration was not read within {timeout:g} s",
+            "Look for a Match exec in ~/.ssh/config whose command hangs, or a file on a file system that does.",
+        )
+    if p.stage == "ticket":
+        return _unreachable(
+            p,
+            f"no key distribution center answered within {timeout:g} s when a Kerberos ticket for {_name(p)} was asked for",
+            CENTER_ADVICE,
+        )
+    name = _name(p)
+    return _unreachable(
+        p,
+        f"its name {name} was not resolved within {timeout:g} s",
+        f"Check the name server (`getent hosts {name}` should answer at once), or raise connect_timeout.",
     )
 
 
@@ -214,14 +232,32 @@ def _os_error(error: BaseException, p: Progress) -> HostError | None:
 
 
 def _denied(error: BaseException, p: Progress) -> HostError:
-    allowed = ", ".join(p.allowed) or "nothing that we have"
-    tried = ", ".join(p.tried) or "no key, no password"
-    skipped = f"; not usable: {'; '.join(p.skipped)}" if p.skipped else ""
+    allowed = ", ".join(p.allowed) or "neither keys nor passwords"
+    shown = [f"the Kerberos ticket of {p.ticket.owner}"] if p.ticket and p.ticket_shown else []
+    tried = ", ".join([*shown, *p.tried]) or "no key, no password"
+    missing = [f"no Kerberos ticket: {p.ticket.problem}"] if p.ticket and p.ticket.problem else []
+    unusable = [*missing, *p.skipped]
+    skipped = f"; not usable: {'; '.join(unusable)}" if unusable else ""
     return AuthenticationError(
-        f"{p.host}{p.via} refused user {p.user} (it allows: {allowed}; tried: {tried}{skipped}). "
-        "Check the user name, and that one of these keys is in ~/.ssh/authorized_keys there; "
-        "a key with a passphrase must be in the agent (ssh-add).",
+        f"{p.host}{p.via} refused user {p.user} (it allows: {allowed}; tried: {tried}{skipped}). {_denied_advice(p)}",
         host=p.host,
+    )
+
+
+def _denied_advice(p: Progress) -> str:
+    ticket = p.ticket
+    if ticket is not None and (p.needs_ticket or p.ticket_shown or not p.allowed):
+        if ticket.problem:
+            return ticket.advice
+        if p.ticket_shown:
+            return (
+                f"Check that {ticket.owner} may log in as {p.user} there (~/.k5login), "
+                "and that /etc/krb5.keytab there holds the host's key of now."
+            )
+        return "Its sshd needs GSSAPIAuthentication yes and the host's key in /etc/krb5.keytab."
+    return (
+        "Check the user name, and that one of these keys is in ~/.ssh/authorized_keys there; "
+        "a key with a passphrase must be in the agent (ssh-add)."
     )
 
 

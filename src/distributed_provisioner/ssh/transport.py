@@ -25,6 +25,7 @@ from .config import CIPHERS, KEEPALIVE_COUNT, Target, find_target
 from .errors import Dropped, Progress, timed_out, translate
 from .host_keys import host_key_error
 from .keys import Keyring
+from .tickets import fetch_ticket, was_shown
 
 FIRST_RETRY = 0.15
 """Seconds before a host that drops connections under load (MaxStartups) is asked again; grows, with jitter."""
@@ -158,6 +159,7 @@ class _Attempt:
                 at=_spell(hop.host, hop.port),
                 user=hop.user,
                 via=via,
+                needs_ticket=hop.needs_ticket,
             )
             if not last:
                 self.progress.host = f"The jump host {hop.label} of {self._address}"
@@ -174,6 +176,7 @@ class _Attempt:
         last: bool,
     ) -> asyncssh.SSHClientConnection:
         progress = self.progress
+        await self._have_ticket(hop, progress)
         keyring = Keyring(hop.keys, hop.agent, hop.only_named_keys)
         # A jump host's end ends what goes through it, too; it is told there.
         client = _Client(hop, keyring, progress, partial(self._on_lost, transport) if last else None)
@@ -201,6 +204,7 @@ class _Attempt:
             if proxy is not None:
                 await proxy.last_words()
             progress.proxy_words = proxy.words if proxy is not None else b""
+            progress.ticket_shown = client.has_shown_ticket
             raise translate(error, progress) from error
         except asyncio.CancelledError:
             progress.proxy_words = proxy.words if proxy is not None else b""
@@ -210,6 +214,12 @@ class _Attempt:
             if sock is not None and client.connection is None:
                 sock.close()
 
+    async def _have_ticket(self, hop: Target, progress: Progress) -> None:
+        """Before the connection: sshd has no patience with those who say nothing for long."""
+        if hop.gss:
+            progress.stage = "ticket"
+            progress.ticket = await fetch_ticket(hop.host, self._handshakes.lookups, hop.has_gssapi)
+            progress.stage = "connection"
 
     async def _open_socket(self, hop: Target, progress: Progress) -> socket.socket:
         progress.stage = "name"
@@ -246,9 +256,9 @@ async def _handshake(
         known_hosts=hop.known_hosts,
         client_factory=lambda: client,
         client_keys=None,  # the client gives them: a file that is missing or encrypted must not stop the log-in
-        gss_auth=hop.gss,
+        gss_auth=client.has_ticket,
         gss_kex=False,  # it would skip the check of the host's key
-        gss_host=() if hop.gss else None,
+        gss_host=hop.host if client.has_ticket else None,
         compression_algs="none",
         connect_timeout=None,
         login_timeout=0,
@@ -275,6 +285,15 @@ class _Client(asyncssh.SSHClient):
         self._keyring = keyring
         self._progress = progress
         self._on_lost = on_lost
+
+    @property
+    def has_ticket(self) -> bool:
+        ticket = self._progress.ticket
+        return ticket is not None and not ticket.problem
+
+    @property
+    def has_shown_ticket(self) -> bool:
+        return self.has_ticket and self.connection is not None and was_shown(self.connection)
 
     def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
         self.connection = conn
