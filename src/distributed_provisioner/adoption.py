@@ -6,30 +6,27 @@ Looks into MappingKernelManager and SessionManager of jupyter_server 2.14 to 2.2
 from __future__ import annotations
 
 import inspect
-import os
 import queue
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from jupyter_client.kernelspec import KernelSpec, NoSuchKernel
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
-from jupyter_core.paths import jupyter_data_dir
 
-from .errors import ConfigurationError, ProvisionerError
-from .finding import Found, Place, Search, end_later, newest
+from .adopted_kernels import adopted_manager, awaiting, leave, register, returned
+from .errors import ConfigurationError
+from .finding import Answer, Found, Place, Search, end_later, newest
 from .kernel_log import Log
-from .owner import owner
-from .persistence import launch_arguments_from_json
 from .provisioner import DistributedProvisioner
+from .server_files import file_of_this_server
 from .server_hosts import HostHints, use_hints
+from .server_kernels import KnownKernels, use_known
 from .server_sessions import Sessions
-from .settings import OPTION, ServerSettings, Settings, resolve, server_environment
+from .settings import OPTION, ServerSettings, Settings, resolve
 
 PROVISIONER = "distributed-provisioner"
 WAIT = 2.5
-"""Seconds that the start of the server waits for hosts to answer; kernels on others appear when they do."""
+"""Seconds that the start of the server waits for hosts to answer. Known kernels on others are unreachable until they do."""
 
 
 class Adoption:
@@ -45,13 +42,21 @@ class Adoption:
         self._settings = settings
         self._kernels = server.kernel_manager
         self._sessions = Sessions(server.session_manager, self._annotate)
-        self._hints = HostHints(hints_file())
-        self._arrived: queue.SimpleQueue[list[Found]] = queue.SimpleQueue()
+        self._hints = HostHints(file_of_this_server("hosts"))
+        self._known = KnownKernels(file_of_this_server("kernels"))
+        self._earlier: dict[str, Found] = {}
+        """Known kernels of earlier runs of which their hosts have not yet told."""
+        self._awaited: set[str] = set()
+        """Ids of those of them that were put into the server's list meanwhile."""
+        self._arrived: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         self._search: Search | None = None
 
     def watch(self) -> None:
-        """Keep on the hosts what the next run will need, and let kernels be that are to be kept."""
+        """Keep, on the hosts and in files, what the next run will need, and let kernels be that are to be kept."""
+        password = self._settings.settings.login.password
+        self._earlier = {kernel.kernel_id: kernel for kernel in self._known.earlier(password)}
         use_hints(self._hints)
+        use_known(self._known)
         self._sessions.watch()
         shutdown_all = self._kernels.shutdown_all
 
@@ -62,60 +67,149 @@ class Adoption:
         self._kernels.shutdown_all = leave_and_shut_down
 
     def adopt(self, wait: float = WAIT) -> None:
-        """Ask the hosts; what those say that answer within `wait` seconds is in place when this returns."""
+        """Ask the hosts. What those say that answer within `wait` seconds is in place when this returns, and the others' known kernels."""
         hinted = self._hints.read(self._settings.settings.login.password)
         places = configured_places(self._settings, all_specs(self._server.kernel_spec_manager), self._log)
-        if not places and not hinted:
+        hinted = [with_password(place, places) for place in hinted]
+        for kernel in self._earlier.values():
+            login = with_password(kernel.place, places).login
+            self._earlier[kernel.kernel_id] = replace(kernel, login=login)
+        first = [*hinted, *(kernel.place for kernel in self._earlier.values())]
+        if not places and not first:
             return
-        search = self._search = Search(places, hinted or places, self._deliver, self._log)
+        search = self._search = Search(
+            places, first or places, self._deliver, self._log, self._earlier.values()
+        )
         search.start()
         search.wait(wait)
-        self._hints.add(place for place in hinted if place not in search.answered)
+        answered = set(search.answered)
+        self._hints.add(place for place in first if place not in answered)
         self._take_in()
+        for kernel in list(self._earlier.values()):
+            if kernel.place not in answered:
+                self._await(kernel)
 
     # --- what arrives -------------------------------------------------------------------------------------------------------
 
-    def _deliver(self, kernels: list[Found]) -> None:
+    def _deliver(self, answer: Answer) -> None:
         """On the I/O thread."""
-        self._arrived.put(kernels)
+        self._arrived.put(answer)
         try:
             self._server.io_loop.add_callback(self._take_in)
         except RuntimeError:
-            self._log.debug("the server is ending: %d kernels are left to the next one", len(kernels))
+            self._log.debug("the server is ending: kernels are left to the next one")
 
     def _take_in(self) -> None:
-        arrived: list[Found] = []
+        answers: list[Answer] = []
         if self._search is None:
             return  # the server is stopping: they are left to the next one
         while not self._arrived.empty():
-            arrived += self._arrived.get()
-        latest, superseded = newest(arrived)
+            answers.append(self._arrived.get())
+        latest, superseded = newest([kernel for answer in answers for kernel in answer.taken])
         for kernel in superseded:
             end_later(kernel)
         taken = [kernel for kernel in latest if self._take(kernel)]
-        self._hints.add(Place(kernel.process.host, kernel.login) for kernel in taken)
+        self._hints.add(kernel.place for kernel in taken)
         if taken:
             hosts = sorted({str(kernel.process.host) for kernel in taken})
             self._log.info("went on with %d kernels of an earlier run, on %s", len(taken), ", ".join(hosts))
+        for answer in answers:
+            for kernel in list(self._earlier.values()):
+                if kernel.place == answer.place:
+                    self._missing(kernel, answer)
 
     def _take(self, kernel: Found) -> bool:
         """Go on with one kernel; nothing that is wrong with it keeps the server from starting, or the kernel from living."""
+        earlier = self._earlier.get(kernel.kernel_id)
+        if earlier is not None and earlier.process.generation > kernel.process.generation:
+            end_later(kernel)  # it was started again since, where nobody has told yet
+            return False
+        self._earlier.pop(kernel.kernel_id, None)
+        if kernel.kernel_id in self._awaited and kernel.kernel_id not in self._kernels:
+            end_later(kernel)  # it was shut down while its host was away
+            return False
+        if (manager := awaiting(self._kernels, kernel.kernel_id)) is not None:
+            if earlier is not None and earlier.process.generation < kernel.process.generation:
+                end_later(earlier)
+            if self._attempt(kernel, lambda: returned(manager, kernel) and self._in_place(kernel)):
+                return True
+            leave(self._kernels, kernel.kernel_id)
         if not self._has_place_for(kernel):
             return False
+        if not self._attempt(kernel, lambda: self._register(kernel) and self._in_place(kernel)):
+            self._kernels.remove_kernel(kernel.kernel_id)
+            return False
+        return True
+
+    def _await(self, kernel: Found) -> None:
+        """Have a known kernel in the list though its host does not answer: nobody is to take it for dead, or start another one for it."""
+        if kernel.kernel_id in self._kernels:
+            return
+        away = replace(kernel, execution_state="")  # what it was is long ago
+        self._awaited.add(kernel.kernel_id)
+        if not self._attempt(kernel, lambda: self._register(away, is_there=False) and self._shown(kernel)):
+            self._awaited.discard(kernel.kernel_id)
+            self._kernels.remove_kernel(kernel.kernel_id)
+
+    def _missing(self, kernel: Found, answer: Answer) -> None:
+        """Tell, as of any kernel, if the answer of its host says that a known one is no more."""
+        end = answer.end_of(kernel)
+        is_anothers = answer.names(kernel, answer.others)
+        if end is None and not is_anothers:
+            return
+        del self._earlier[kernel.kernel_id]
+        manager = awaiting(self._kernels, kernel.kernel_id)
+        if manager is None and kernel.kernel_id in self._kernels:
+            return  # it was started again meanwhile
+        self._known.drop(kernel.kernel_id)
+        names = kernel.kernel_id[:4], kernel.process.host
+        if end is None:
+            self._log.warning("[kernel=%s host=%s] another process of this server has it", *names)
+            if manager is not None:
+                leave(self._kernels, kernel.kernel_id)
+        elif manager is not None:
+            manager.reason = f"The kernel on {kernel.process.host} has ended: {end[0]}."
+            manager.provisioner.found_dead(*end)
+        elif kernel.kernel_id not in self._awaited and not answer.names(kernel, answer.ended):
+            # Of those that their host knows, the search has told.
+            self._log.warning("[kernel=%s host=%s] has ended while no server was there: %s", *names, end[0])
+
+    # --- one kernel ---------------------------------------------------------------------------------------------------------
+
+    def _register(self, kernel: Found, *, is_there: bool = True) -> bool:
+        register(self._kernels, kernel, adopted_manager(self._kernels, kernel, is_there=is_there))
+        return True
+
+    def _attempt(self, kernel: Found, step: Callable[[], bool]) -> bool:
         try:
-            register(self._kernels, kernel, adopted_manager(self._kernels, kernel))
-            sessions = self._sessions.restore(kernel.kernel_id, kernel.annotations)
+            return step()
         except Exception:
             self._log.exception(
                 "[kernel=%s host=%s] cannot be gone on with", kernel.kernel_id[:4], kernel.process.host
             )
-            self._kernels.remove_kernel(kernel.kernel_id)
             return False
-        for session in sessions.values():
-            self._update_environment(kernel.kernel_id, session)
-        where = ", ".join(str(session.get("path")) for session in sessions.values()) or "no session"
+
+    def _in_place(self, kernel: Found) -> bool:
+        provisioner = self._kernels.get_kernel(kernel.kernel_id).provisioner
+        where = self._with_sessions(kernel.kernel_id, provisioner.annotations.values)
+        provisioner.remember()
         self._log.info("[kernel=%s host=%s] goes on (%s)", kernel.kernel_id[:4], kernel.process.host, where)
         return True
+
+    def _shown(self, kernel: Found) -> bool:
+        where = self._with_sessions(kernel.kernel_id, kernel.annotations)
+        self._log.warning(
+            "[kernel=%s host=%s] its host does not answer: it counts as unreachable until that is back (%s)",
+            kernel.kernel_id[:4], kernel.process.host, where,
+        )  # fmt: skip
+        return True
+
+    def _with_sessions(self, kernel_id: str, annotations: Mapping[str, Any]) -> str:
+        """Have a kernel's sessions in the server's list; their paths, for the log."""
+        sessions = self._sessions.restore(kernel_id, annotations)
+        for session in sessions.values():
+            self._update_environment(kernel_id, session)
+        return ", ".join(str(session.get("path")) for session in sessions.values()) or "no session"
 
     def _has_place_for(self, kernel: Found) -> bool:
         """Whether its id is free here; of two launches of one kernel the later one stays."""
@@ -148,6 +242,7 @@ class Adoption:
         provisioner = getattr(manager, "provisioner", None)
         if isinstance(provisioner, DistributedProvisioner):
             provisioner.annotations.set(annotations)
+            provisioner.remember()
 
     def _stopping(self) -> None:
         """Let kernels be that are to be kept; what remains after this is ended."""
@@ -198,116 +293,9 @@ def all_specs(spec_manager: Any) -> dict[str, Any]:
     return {name: each["spec"] for name, each in found.items()}
 
 
-def hints_file() -> Path:
-    return Path(jupyter_data_dir(), PROVISIONER, f"hosts-{owner().rpartition(':')[2]}.json")
-
-
-# --- one kernel ---------------------------------------------------------------------------------------------------------------------
-
-
-def adopted_manager(kernels: Any, kernel: Found) -> Any:
-    """A KernelManager for a kernel that runs, in the state in which `start_kernel()` leaves one."""
-    manager, _, _ = kernels.pre_start_kernel(kernel.kernel_name or None, {"kernel_id": kernel.kernel_id})
-    manager.kernel_id = kernel.kernel_id
-    launch = kernel.annotations.get("launch") or {}
-    manager._launch_args = launch_arguments_from_json(launch, server_environment())
-    if hasattr(manager, "transport_encryption") and hasattr(kernels, "transport_encryption"):
-        manager.transport_encryption = kernels.transport_encryption
-    try:
-        spec = manager.kernel_spec
-    except NoSuchKernel:
-        manager.log.warning(
-            "[kernel=%s] its kernelspec '%s' is not installed any more: it goes on, but cannot be restarted",
-            kernel.kernel_id[:4], kernel.kernel_name,
-        )  # fmt: skip
-        spec = manager._kernel_spec = KernelSpec(argv=[], **(launch.get("spec") or {}))
-    provisioner = manager.provisioner = provisioner_for(manager, spec, kernel.kernel_id)
-    manager._attempted_start = True
-    with suppress(OSError):  # the earlier run's; where it says the same, the manager would not take it in
-        os.remove(manager.connection_file)
-    manager._reconcile_connection_info(provisioner.take_over(kernel))
-    manager.ready.set_result(None)
-    manager.start_restarter()
-    manager._connect_control_socket()
-    provisioner.watch_restarts()
-    return manager
-
-
-def provisioner_for(manager: Any, spec: KernelSpec, kernel_id: str) -> DistributedProvisioner:
-    """As its kernelspec has it now; a kernel whose kernelspec has changed to another provisioner, or is wrong now, goes on with ours."""
-    try:
-        factory = KernelProvisionerFactory.instance(parent=manager.parent)
-        provisioner = factory.create_provisioner_instance(kernel_id, spec, parent=manager)
-        if isinstance(provisioner, DistributedProvisioner):
-            return provisioner
-    except (ProvisionerError, ModuleNotFoundError) as error:
-        manager.log.warning("[kernel=%s] goes on, but cannot be restarted: %s", kernel_id[:4], error)
-    return DistributedProvisioner(kernel_id=kernel_id, kernel_spec=spec, parent=manager)
-
-
-def register(kernels: Any, kernel: Found, manager: Any) -> None:
-    """What MappingKernelManager does when a kernel has started."""
-    kernel_id = kernel.kernel_id
-    kernels._kernels[kernel_id] = manager
-    kernels._kernel_connections[kernel_id] = 0
-    kernels._kernel_ports[kernel_id] = manager.ports
-    kernels.start_watching_activity(kernel_id)
-    kernels.add_restart_callback(kernel_id, lambda: kernels._handle_kernel_died(kernel_id), "dead")
-    if kernel.execution_state == "idle":
-        manager.execution_state = "idle"
-    else:
-        # A websocket would wait for a busy kernel's answer to kernel_info for a minute.
-        manager.execution_state = "busy"
-        manager._kernel_info_future = manager.loop.asyncio_loop.create_future()
-        manager._kernel_info_future.set_result({})
-        if kernel.execution_state != "busy":
-            _ask_whether_idle(manager)
-    _count(manager, +1)
-    if not kernels._initialized_culler:
-        kernels.initialize_culler()
-
-
-def leave(kernels: Any, kernel_id: str) -> None:
-    """Let go of a kernel and let it run."""
-    manager = kernels.get_kernel(kernel_id)
-    manager.stop_restarter()
-    kernels.stop_watching_activity(kernel_id)
-    kernels.stop_buffering(kernel_id)
-    kernels.remove_kernel(kernel_id)
-    kernels._kernel_connections.pop(kernel_id, None)
-    kernels._kernel_ports.pop(kernel_id, None)
-    manager._close_control_socket()
-    manager.cleanup_connection_file()  # not its ipc files: on this machine they are the kernel's own
-    manager.provisioner.leave_running()
-    _count(manager, -1)
-
-
-def _ask_whether_idle(manager: Any) -> None:
-    """Nobody knows whether the kernel is busy: it answers on shell as soon as it is not."""
-    channel = manager.connect_shell()
-
-    def answered(message: Sequence[bytes]) -> None:
-        channel.close()
-        if manager.execution_state == "busy":
-            manager.execution_state = "idle"
-
-    channel.on_recv(answered)
-    manager.session.send(channel, "kernel_info_request")
-
-
-def _count(manager: Any, change: int) -> None:
-    from jupyter_server.prometheus import metrics
-
-    metrics.KERNEL_CURRENTLY_RUNNING_TOTAL.labels(type=manager.kernel_name).inc(change)
-
-
-def is_served_here(kernels: Any) -> bool:
-    """Whether the server starts kernels itself; one that is a client of a gateway has none."""
-    from jupyter_server.gateway.managers import GatewayMappingKernelManager
-    from jupyter_server.services.kernels.kernelmanager import MappingKernelManager
-
-    return (
-        isinstance(kernels, MappingKernelManager)
-        and not isinstance(kernels, GatewayMappingKernelManager)
-        and os.name != "nt"
-    )
+def with_password(place: Place, configured: Iterable[Place]) -> Place:
+    """The place as it is configured, if only the password differs: that is written down nowhere."""
+    for each in configured:
+        if each == replace(place, login=replace(place.login, password=each.login.password)):
+            return each
+    return place

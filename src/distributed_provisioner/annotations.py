@@ -40,6 +40,17 @@ class Annotations:
         """The host has these of an earlier process."""
         self._wanted, self._known = dict(values), dict(values)
 
+    def returned(self, values: Mapping[str, Any]) -> None:
+        """The host has these; what was set here while it was away is set in them, too."""
+        news = difference(self._known, self._wanted)
+        self.adopted(values)
+        self.set(news)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """All of them, as the host has them or is to have them."""
+        return dict(self._wanted)
+
     def for_launch(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """All that goes with a launch, these values included; a restart keeps the others."""
         self._wanted = fitting({**self._wanted, **values})

@@ -14,7 +14,8 @@ from .owner import name_application
 
 def _load_jupyter_server_extension(server: Any) -> None:
     """Called by Jupyter Server when its managers are there and before it answers HTTP."""
-    from .adoption import Adoption, is_served_here
+    from .adopted_kernels import is_served_here
+    from .adoption import Adoption
     from .settings import ServerSettings
 
     if not is_served_here(server.kernel_manager):

@@ -1,6 +1,7 @@
 """Which kernels of an earlier process of this server run on which hosts: asking the hosts' listeners, and what to make of the answers.
 
-The hosts are the source of truth. All of them are asked at the same time; one that does not answer is asked again until it does.
+The hosts are the source of truth. All of them are asked at the same time; one that does not answer is asked again until it does, the
+sooner if kernels are awaited that were there (`server_kernels.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 from .errors import ConnectionLostError, HostError, HostUnreachableError, LaunchError, ProvisionerError
 from .io_thread import IOThread
 from .kernel_log import Log
-from .models import HostAddress, Login, RemoteProcess
+from .kernel_on_host import exit_reason
+from .models import ExitReason, HostAddress, Login, RemoteProcess
 from .owner import Presence, presence
 from .persistence import process_from_status
 from .ssh import Connections, HostConnection
@@ -28,6 +30,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds before a host that could not be reached is asked again."""
 REFUSED_PAUSE = 600.0
 """The same for one that is there and refuses us: many tries may look like an attack."""
+AWAITED_PAUSE, AWAITED_REFUSED_PAUSE = 3.0, 30.0
+"""The longest of both for a host whose kernels are awaited, as people are."""
 UNCLEAR_PAUSE = 1.0
 """The same, at first, for kernels that cannot be told yet: a launch is being undone, a dead line is about to be noticed."""
 LOOK_INTERVAL = 2.0
@@ -55,6 +59,17 @@ class Found:
     annotations: Mapping[str, Any] = field(repr=False)
     execution_state: str
     """`busy`, `idle`, `starting`, or empty where the host does not know."""
+    identity: str = ""
+    """The host's when the kernel was known to be there: it changes with a reboot. Empty if it is not known."""
+
+    @property
+    def place(self) -> Place:
+        return Place(self.process.host, self.login)
+
+    @property
+    def launch(self) -> tuple[str, int]:
+        """Which launch of which kernel it is."""
+        return self.kernel_id, self.process.generation
 
 
 @dataclass(frozen=True)
@@ -66,23 +81,66 @@ class Verdict:
     """Look again in a moment."""
     ended: list[Mapping[str, Any]]
     """Ours, and no more."""
+    others: list[Mapping[str, Any]] = field(default_factory=list)
+    """A living process of this server has them."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a host has told."""
+
+    place: Place
+    identity: str
+    """The host's: another one after a reboot."""
+    taken: Sequence[Found] = ()
+    """What is this process's from now on."""
+    unclear: Sequence[Mapping[str, Any]] = ()
+    """Statuses of those that are asked for again."""
+    ended: Sequence[Mapping[str, Any]] = ()
+    """Statuses of those that are no more."""
+    others: Sequence[Mapping[str, Any]] = ()
+    """Statuses of those that a living process of this server has."""
+
+    def end_of(self, kernel: Found) -> tuple[ExitReason, str] | None:
+        """Why a kernel that was there is no more, and the end of its log; None if it is, or may be."""
+        if self.names(kernel, (*self.unclear, *self.others)):
+            return None
+        if kernel.kernel_id in [each.kernel_id for each in self.taken]:
+            return None
+        if kernel.identity and kernel.identity != self.identity:
+            return ExitReason(None, "host rebooted", "its host was restarted"), ""
+        for status in self.ended:
+            if status.get("kernel_id") == kernel.kernel_id:
+                return exit_reason(status), str(status.get("log_tail") or "")
+        return ExitReason(None, "unknown", "its host does not know it any more"), ""
+
+    def names(self, kernel: Found, statuses: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether a kernel is among these."""
+        return any(status.get("kernel_id") == kernel.kernel_id for status in statuses)
 
 
 def judge(
     statuses: Iterable[Mapping[str, Any]],
     owner: str,
     presence_of: Callable[[str, bool], Presence] = presence,
+    is_ours: Callable[[Mapping[str, Any]], bool] = lambda status: False,
 ) -> Verdict:
-    """Decide about kernels by their statuses: only those of this very server whose process is gone are touched."""
+    """Decide about kernels by their statuses: only those of this very server whose process is gone are touched.
+
+    Args:
+        is_ours: whether this process has asked for a kernel already, and did not hear the answer.
+    """
     verdict = Verdict([], [], [])
     for status in statuses:
         if owner.endswith(":") or status.get("owner") != owner:
             continue
         server = presence_of(str(status.get("client") or ""), bool(status.get("server_connected")))
+        if is_ours(status):
+            server = "gone"
         state = status.get("state")
         if server == "alive":
-            continue
-        if state == "exited":
+            verdict.others.append(status)
+        elif state == "exited":
             verdict.ended.append(status)
         elif state == "running" and server == "gone":
             verdict.adopt.append(status)
@@ -105,21 +163,24 @@ class Search:
 
     Args:
         places: the hosts; those of `first` are the ones that `wait` waits for.
-        deliver: gets kernels that were found, as they are, on the I/O thread.
+        deliver: gets what they answer, on the I/O thread.
+        awaited: kernels that were on these hosts.
     """
 
     def __init__(
         self,
         places: Sequence[Place],
         first: Sequence[Place],
-        deliver: Callable[[list[Found]], None],
+        deliver: Callable[[Answer], None],
         log: Log,
+        awaited: Iterable[Found] = (),
     ) -> None:
         self.places = list(dict.fromkeys([*first, *places]))
         self.answered: set[Place] = set()
         self._first = set(first)
         self._deliver = deliver
         self._log = log
+        self._awaited = {kernel.launch: kernel.place for kernel in awaited}
         self._changed = threading.Condition()
         self._tasks: list[asyncio.Task[None]] = []
         self._over: set[Place] = set()
@@ -158,9 +219,12 @@ class Search:
                 log = self._log.info if known and pause == FIRST_PAUSE else self._log.debug
                 what = str(error) if known else repr(error)
                 log("[host=%s] cannot be asked for kernels of an earlier run: %s", place.address, what)
-                reachable = not isinstance(error, HostUnreachableError | ConnectionLostError)
-                await self._pause(place, REFUSED_PAUSE if reachable else pause)
-                pause = min(pause * 2, LONGEST_PAUSE)
+                awaited = place in self._awaited.values()
+                if isinstance(error, HostUnreachableError | ConnectionLostError):
+                    await self._pause(place, pause)
+                else:
+                    await self._pause(place, AWAITED_REFUSED_PAUSE if awaited else REFUSED_PAUSE)
+                pause = min(pause * 2, AWAITED_PAUSE if awaited else LONGEST_PAUSE)
                 continue
             self.answered.add(place)
             self._told(place)
@@ -186,22 +250,29 @@ class Search:
         """Take over what is ours on a host; whether all is clear there."""
         connections = Connections.current()
         connection = connections.get(place.address, place.login)
-        await connection.connect()
+        identity = (await connection.connect()).identity
         reply = await connection.request("list", timeout=ASK_TIMEOUT)
-        owner, _ = await connections.names()
-        verdict = await beside(lambda: judge(reply["kernels"], owner))
+        owner, client = await connections.names()
+
+        def is_ours(status: Mapping[str, Any]) -> bool:
+            launch = status.get("kernel_id"), status.get("generation")
+            return launch in self._awaited and status.get("client") == client
+
+        verdict = await beside(lambda: judge(reply["kernels"], owner, is_ours=is_ours))
         for status in verdict.ended:
             await self._let_rest(connection, status)
+        adopted: list[Mapping[str, Any]] = []
         if verdict.adopt:
             names = [
                 {name: status[name] for name in ("kernel_id", "generation", "client")}
                 for status in verdict.adopt
             ]
-            taken = await connection.request("adopt", timeout=ASK_TIMEOUT, kernels=names)
-            self._deliver(
-                [found(place, status) for status in taken["kernels"] if status.get("state") == "running"]
-            )
-        return not verdict.unclear
+            adopted = (await connection.request("adopt", timeout=ASK_TIMEOUT, kernels=names))["kernels"]
+        taken = [found(place, status, identity) for status in adopted if status.get("state") == "running"]
+        # What has exited, or was taken by somebody else, between the two questions is asked for again.
+        unclear = [*verdict.unclear, *(status for status in adopted if status.get("state") != "running")]
+        self._deliver(Answer(place, identity, taken, unclear, verdict.ended, verdict.others))
+        return not unclear
 
     async def _let_rest(self, connection: HostConnection, status: Mapping[str, Any]) -> None:
         """Say how a kernel ended while nobody was there. What ended well is forgotten; of the others, log and output can be read until
@@ -226,7 +297,7 @@ class Search:
             )
 
 
-def found(place: Place, status: Mapping[str, Any]) -> Found:
+def found(place: Place, status: Mapping[str, Any], identity: str) -> Found:
     """What the host's answer to `adopt` says of one kernel."""
     return Found(
         kernel_id=str(status["kernel_id"]),
@@ -238,7 +309,14 @@ def found(place: Place, status: Mapping[str, Any]) -> Found:
         encryption=status.get("encryption") or None,
         annotations=dict(status.get("annotations") or {}),
         execution_state=str(status.get("execution_state") or ""),
+        identity=identity,
     )
+
+
+def identity_of(kernel: Found) -> str:
+    """The identity of the host where it runs, if that is connected. Call it on the I/O loop."""
+    welcome = Connections.current().get(kernel.process.host, kernel.login).welcome
+    return welcome.identity if welcome is not None else ""
 
 
 def end_later(kernel: Found) -> None:

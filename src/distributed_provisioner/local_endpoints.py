@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import itertools
 import os
 import shutil
@@ -34,16 +35,28 @@ def private_directory() -> Path:
     return _directories[pid]
 
 
-def _make() -> Path:
-    import fcntl  # not on Windows, where the provisioner says itself that it does not run
+def keep_directory(prefix: str) -> None:
+    """Make the directory of a kernel's near ends again, should somebody have cleared it away. Blocks a little.
 
+    Raises:
+        OSError: it cannot be made, or somebody else has that name now.
+    """
+    directory = Path(prefix).parent
+    with suppress(FileExistsError):
+        directory.mkdir(0o700)
+        _lock(directory)
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    if directory.lstat().st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "another user has made the directory of our sockets", str(directory))
+
+
+def _make() -> Path:
     for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 mkdtemp makes a private one in it
         _remove_abandoned(parent)
         while True:
             directory = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
             with suppress(OSError):  # another process takes it for an abandoned one in the moment before it is locked
-                handle = os.open(directory, os.O_RDONLY)
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                handle = _lock(directory)
                 os.stat(directory)
                 break
         if len(os.fsencode(directory)) + len("/k999999-5") <= LONGEST_SOCKET_PATH or parent == "/tmp":  # noqa: S108
@@ -51,6 +64,15 @@ def _make() -> Path:
         os.rmdir(directory)
         os.close(handle)
     raise AssertionError("not reached")
+
+
+def _lock(directory: str | Path) -> int:
+    """Say that its process lives. Raises OSError when another one takes it for abandoned at this moment."""
+    import fcntl  # not on Windows, where the provisioner says itself that it does not run
+
+    handle = os.open(directory, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return handle
 
 
 def _remove_abandoned(parent: str) -> None:

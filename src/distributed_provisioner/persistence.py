@@ -10,6 +10,11 @@ from .models import CHANNELS, HostAddress, LaunchRequest, Login, RemoteProcess
 
 VERSION = 1
 
+_OF_A_SERVER = ("JUPYTER", "JPY_", "GP_", "KG_", "EG_", "CONFIGPROXY_")
+_SECRET = ("TOKEN", "PWD", "PASSW", "SECRET", "AUTH", "COOKIE")
+"""Beginnings and parts of the names of a server's own credentials: a value that has changed since the kernel's start looks like the
+request's."""
+
 
 def process_to_json(process: RemoteProcess) -> dict[str, Any]:
     """Plain JSON for `process_from_json`."""
@@ -75,14 +80,25 @@ def process_from_status(host: HostAddress, status: Mapping[str, Any]) -> RemoteP
 def launch_to_json(
     request: LaunchRequest, kernel_spec: Any, cwd: str | None, extra_arguments: Sequence[str]
 ) -> dict[str, Any]:
-    """What a restart by another process needs, and what Jupyter asks of a kernelspec, should it be gone by then."""
+    """What a restart by another process needs, and what Jupyter asks of a kernelspec, should it be gone by then.
+
+    Of the environment only what the start request brought, and no credentials of the server: hosts and files keep it.
+    """
     own = ("KERNEL_ID", "KERNEL_LANGUAGE")
     return {
-        "env": {name: value for name, value in request.request_env.items() if name not in own},
+        "env": {
+            name: value
+            for name, value in request.request_env.items()
+            if name not in own and not _is_credential(name)
+        },
         "cwd": None if cwd is None else str(cwd),
         "extra_arguments": list(map(str, extra_arguments)),
         "spec": {name: getattr(kernel_spec, name) for name in ("display_name", "language", "interrupt_mode")},
     }
+
+
+def _is_credential(name: str) -> bool:
+    return name.startswith(_OF_A_SERVER) and any(part in name for part in _SECRET)
 
 
 def launch_arguments_from_json(data: Mapping[str, Any] | None, environ: Mapping[str, str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from .annotations import Annotations
+from .awaited_kernel import AwaitedKernel
 from .errors import ConfigurationError, HostError, ProvisionerError
 from .finding import Found
 from .http_errors import as_http_error
@@ -30,6 +31,7 @@ from .persistence import (
     process_to_json,
 )
 from .server_hosts import remember_host
+from .server_kernels import forget_kernel, remember_kernel
 from .server_sessions import session_being_started
 from .settings import SettingsTraits
 from .turns import take_turn
@@ -59,7 +61,7 @@ class DistributedProvisioner(SettingsTraits, KernelProvisionerBase):  # type: ig
         self._key = ""
         self._curve: dict[str, str] | None = None
         self._has_process = False
-        self._kernel = RemoteKernel(
+        self._kernel = AwaitedKernel(
             self.kernel_id or "",
             self.log,
             unreachable_timeout=self.settings.unreachable_timeout,
@@ -141,7 +143,7 @@ class DistributedProvisioner(SettingsTraits, KernelProvisionerBase):  # type: ig
 
     def watch_restarts(self) -> None:
         """As `post_launch`, for a kernel that was adopted."""
-        self._manager.watch_restarts(on_dead=self._kernel.discard)
+        self._manager.watch_restarts(on_dead=self._dead)
 
     @property
     def has_process(self) -> bool:
@@ -199,6 +201,7 @@ class DistributedProvisioner(SettingsTraits, KernelProvisionerBase):  # type: ig
         self._has_process = False
         if not restart:
             self.connection_info = {}
+            forget_kernel(self._kernel.kernel_id)
 
     def get_shutdown_wait_time(self, recommended: float = 5.0) -> float:
         """Seconds for a graceful shutdown: as configured, since exits are told at once."""
@@ -249,14 +252,46 @@ class DistributedProvisioner(SettingsTraits, KernelProvisionerBase):  # type: ig
             ConfigurationError: its id cannot be used.
         """
         self._kernel.kernel_id = check_kernel_id(self.kernel_id)
-        self._key, self._curve = found.key, dict(found.encryption or {}) or None
+        if self._kernel.is_awaited:
+            self.annotations.returned(found.annotations)
+        else:
+            self.annotations.adopted(found.annotations)
+        where = self._kernel.take_over(found.process, found.login, found.key, found.signature_scheme)
+        return self._go_on(found, where)
+
+    def await_host(self, found: Found) -> KernelConnectionInfo:
+        """As `take_over`, for a kernel whose host is away: it counts as unreachable until `take_over`, or `found_dead`."""
+        self._kernel.kernel_id = check_kernel_id(self.kernel_id)
         self.annotations.adopted(found.annotations)
-        known = {"key": found.key, "signature_scheme": found.signature_scheme, **(found.encryption or {})}
-        self.connection_info = _connection_info(
-            {**known, **self._kernel.take_over(found.process, found.login, found.key, found.signature_scheme)}
+        return self._go_on(found, self._kernel.await_host(found.process, found.login))
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether its host has not yet told what became of it."""
+        return self._kernel.is_awaited
+
+    def found_dead(self, reason: ExitReason, log_tail: str) -> None:
+        """The host of an awaited kernel has told that it is no more."""
+        self._kernel.found_dead(reason, log_tail)
+
+    def remember(self) -> None:
+        """Write down what the next start of this server will need should the host be away then."""
+        process = self._kernel.process
+        if process is None or not self._has_process:
+            return
+        remember_kernel(
+            Found(
+                kernel_id=self._kernel.kernel_id,
+                kernel_name=self._manager.kernel_name,
+                process=process,
+                login=self._kernel.login,
+                key=self._key,
+                signature_scheme=str(self.connection_info.get("signature_scheme") or "hmac-sha256"),
+                encryption=self._curve,
+                annotations=self.annotations.values,
+                execution_state=str(getattr(self.parent, "execution_state", None) or ""),
+            )
         )
-        self._has_process = True
-        return self.connection_info
 
     def leave_running(self) -> None:
         """Let go of the kernel: it runs on for the next start of the server. To this one it is no more."""
@@ -290,6 +325,19 @@ class DistributedProvisioner(SettingsTraits, KernelProvisionerBase):  # type: ig
         process = self._kernel.process
         if process is not None:
             remember_host(process.host, self._kernel.login)
+        self.remember()
+
+    def _go_on(self, found: Found, where: Mapping[str, Any]) -> KernelConnectionInfo:
+        self._key, self._curve = found.key, dict(found.encryption or {}) or None
+        known = {"key": found.key, "signature_scheme": found.signature_scheme, **(found.encryption or {})}
+        self.connection_info = _connection_info({**known, **where})
+        self._has_process = True
+        return self.connection_info
+
+    def _dead(self) -> None:
+        """The restarter has given it up."""
+        forget_kernel(self._kernel.kernel_id)
+        self._kernel.discard()
 
     async def _launch(self, cmd: list[str]) -> KernelConnectionInfo:
         assert self._request is not None
@@ -315,6 +363,7 @@ class DistributedProvisioner(SettingsTraits, KernelProvisionerBase):  # type: ig
 
     def _failed(self, error: ProvisionerError) -> ProvisionerError:
         self._has_process = False
+        forget_kernel(self.kernel_id or "")
         self._manager.launch_failed(self.kernel_id)
         return as_http_error(error)
 

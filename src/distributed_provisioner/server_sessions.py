@@ -60,9 +60,17 @@ class Sessions:
             self._manager.start_kernel_for_session = self._announced(method)
 
     def restore(self, kernel_id: str, annotations: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-        """Make the rows of a kernel that was found again, unless they are there; gives its sessions."""
+        """Make the rows of a kernel that was found again, unless they are there; gives its sessions.
+
+        Rows of an earlier call for it that are no sessions any more go.
+        """
         sessions = sessions_in(annotations)
         cursor = self._manager.cursor
+        for session_id in sessions_in(self._told.get(kernel_id, {})):
+            if session_id not in sessions:
+                cursor.execute(
+                    "DELETE FROM session WHERE session_id=? AND kernel_id=?", (session_id, kernel_id)
+                )
         for session_id, row in sessions.items():
             cursor.execute("DELETE FROM session WHERE session_id=?", (session_id,))
             values = (session_id, *(row.get(name) for name in COLUMNS), kernel_id)

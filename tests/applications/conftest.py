@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +37,17 @@ def at_the_desk(isolated: Path, cluster: Cluster, desk: Desk, monkeypatch: pytes
     HostPool._current = None
     for name, value in desk.settings.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def no_kernels_left(cluster: Cluster) -> Iterator[None]:
+    """A kernel that a test leaves is ended, so that the next test's server does not go on with it."""
+    yield
+    for host in cluster.hosts:
+        for process in host.processes():
+            if "kernel" in process.command and "server_listener" not in process.command:
+                with contextlib.suppress(OSError):
+                    os.kill(process.outer_pid, signal.SIGKILL)
 
 
 @pytest.fixture

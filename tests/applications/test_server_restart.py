@@ -8,62 +8,19 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.applications.desk import Desk
-from tests.applications.server import JupyterServer
+from tests.applications.restarting import COUNT, START, kernels, kill, open_notebook, running
 from tests.conftest import wait_until
 
 if TYPE_CHECKING:
     from distributed_provisioner.testing.namespaces import Cluster
 
-pytestmark = pytest.mark.cluster
-
-COUNT = "import time\nfor n in range(1000000):\n    x = n\n    time.sleep(0.05)"
-START = Callable[..., JupyterServer]
-
-
-@pytest.fixture(autouse=True)
-def no_kernels_left(cluster: Cluster) -> Iterator[None]:
-    """A kernel that a test leaves is ended, so that the next test's server does not go on with it."""
-    yield
-    for host in cluster.hosts:
-        for process in host.processes():
-            if "kernel" in process.command and "server_listener" not in process.command:
-                with contextlib.suppress(OSError):
-                    os.kill(process.outer_pid, signal.SIGKILL)
-
-
-def kill(server: JupyterServer) -> None:
-    """As a crash, or the OOM killer, ends it."""
-    server.process.kill()
-    server.process.wait()
-
-
-def kernels(server: JupyterServer) -> dict[str, Any]:
-    """The kernels that the server says it has, by their ids."""
-    return {kernel["id"]: kernel for kernel in server.request("GET", "/api/kernels")[1]}
-
-
-def running(cluster: Cluster, text: str) -> list[int]:
-    """Processes on the hosts, as this machine counts, whose command has the text."""
-    return [
-        process.outer_pid for host in cluster.hosts for process in host.processes() if text in process.command
-    ]
-
-
-def open_notebook(server: JupyterServer, path: str, kernel: str = "ssh_python") -> dict[str, Any]:
-    """What JupyterLab does for a notebook; the session."""
-    body = {"kernel": {"name": kernel}, "name": Path(path).name, "path": path, "type": "notebook"}
-    status, session = server.request("POST", "/api/sessions", body)
-    assert status == 201, session
-    assert isinstance(session, dict)
-    return session
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("no_kernels_left")]
 
 
 def test_a_killed_server_finds_its_kernel_and_notebook_again(
@@ -319,31 +276,7 @@ def test_an_orderly_stop_keeps_kernels_where_that_is_wanted(
     assert not running(cluster, kernel_id)
 
 
-# --- hosts that do not answer, kernels that did not last ---------------------------------------------------------------------------
-
-
-def test_a_host_that_does_not_answer_does_not_delay_the_start(cluster: Cluster, start_server: START) -> None:
-    """If it fails: one dead host makes the server's start slow, or its kernels are lost when it is back."""
-    server = start_server(extra={"KERNEL_REMOTE_HOST": "host2"})
-    session = open_notebook(server, "far.ipynb")
-    kernel_id = session["kernel"]["id"]
-    kill(server)
-    begun = time.monotonic()
-    kill(start_server("--DistributedProvisioner.adopt_kernels=False"))
-    usual = time.monotonic() - begun
-    cluster["host2"].blackhole()
-    try:
-        begun = time.monotonic()
-        again = start_server()
-        assert time.monotonic() - begun < usual + 5
-        assert kernels(again) == {}
-    finally:
-        cluster["host2"].heal()
-    assert wait_until(lambda: list(kernels(again)) == [kernel_id], 30)
-    assert [each["id"] for each in again.request("GET", "/api/sessions")[1]] == [session["id"]]
-    with again.channels(kernel_id) as channels:
-        assert channels.run("print(2)") == "2"
-    assert again.request("DELETE", f"/api/kernels/{kernel_id}")[0] == 204
+# --- kernels that did not last -----------------------------------------------------------------------------------------------------
 
 
 def test_a_kernel_that_died_meanwhile_is_told_of_and_not_there(cluster: Cluster, start_server: START) -> None:

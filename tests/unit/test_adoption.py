@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,18 +16,26 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_server.gateway.managers import GatewayMappingKernelManager
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager, MappingKernelManager
 from traitlets.config import Config
 
 from distributed_provisioner import owner
-from distributed_provisioner.adoption import all_specs, configured_places, is_served_here
-from distributed_provisioner.annotations import MAX_BYTES, difference, fitting
-from distributed_provisioner.finding import Found, Place, judge, newest
-from distributed_provisioner.models import HostAddress, Login, RemoteProcess
-from distributed_provisioner.persistence import launch_arguments_from_json, process_from_status
+from distributed_provisioner.adopted_kernels import is_served_here
+from distributed_provisioner.adoption import all_specs, configured_places, with_password
+from distributed_provisioner.annotations import MAX_BYTES, Annotations, difference, fitting
+from distributed_provisioner.finding import Answer, Found, Place, judge, newest
+from distributed_provisioner.models import HostAddress, LaunchRequest, Login, RemoteProcess
+from distributed_provisioner.operating.reports import kernel_from_status
+from distributed_provisioner.persistence import (
+    launch_arguments_from_json,
+    launch_to_json,
+    process_from_status,
+)
+from distributed_provisioner.server_files import ServerFile
 from distributed_provisioner.server_hosts import HostHints
+from distributed_provisioner.server_kernels import KnownKernels, found_to_json
 from distributed_provisioner.server_sessions import annotations_of, sessions_in
 from distributed_provisioner.settings import ServerSettings
 from tests.conftest import wait_until
@@ -277,6 +289,107 @@ def test_a_hint_that_cannot_be_written_is_no_harm(tmp_path: Path) -> None:
     HostHints(tmp_path / "file" / "hosts.json").add([Place(HostAddress("h"), Login())])
 
 
+# --- known kernels ----------------------------------------------------------------------------------------------------------------
+
+KERNEL = dataclasses.replace(
+    found(), login=Login("bob", "hunter2"), encryption={"curve_publickey": "p"}, identity="boot1"
+)
+
+
+def written(path: Path, kernel: Found, client: str) -> None:
+    path.write_text(json.dumps({"kernels": [{**found_to_json(kernel), "client": client}]}))
+
+
+def test_a_known_kernel_is_the_same_for_the_next_process(tmp_path: Path) -> None:
+    """If it fails: a kernel whose host is away has another key or place, or a password lies on the disk."""
+    path = tmp_path / "kernels.json"
+    known = KnownKernels(path)
+    known.put(KERNEL)
+    assert wait_until(path.is_file)
+    record = json.loads(path.read_text())["kernels"][0]
+    assert "hunter2" not in path.read_text()
+    assert (path.stat().st_mode & 0o777, record["client"].split(":")[1]) == (0o600, str(os.getpid()))
+    assert KnownKernels(path).earlier("hunter2") == []  # this process is alive
+    written(path, KERNEL, "f" * 32 + ":1:1")
+    assert KnownKernels(path).earlier("hunter2") == [KERNEL]
+
+
+def test_kernels_of_a_living_server_stay_in_the_file(tmp_path: Path) -> None:
+    """If it fails: of two servers with the same directories one makes the other forget its kernels."""
+    path = tmp_path / "kernels.json"
+    written(path, KERNEL, owner.new_client())  # as another living process does
+    known = KnownKernels(path)
+    known.put(found("mine"))
+    known.put(found("other"))
+    known.drop("other")
+
+    def names() -> list[str]:
+        return [record["kernel_id"] for record in json.loads(path.read_text())["kernels"]]
+
+    assert wait_until(lambda: names() == ["k", "mine"])
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"kernels": 1}', '{"kernels": [1, {}, {"client": "c"}]}', "\0"])
+def test_a_damaged_file_of_kernels_is_no_harm(text: str, tmp_path: Path) -> None:
+    """If it fails: a broken file keeps the server from starting."""
+    path = tmp_path / "kernels.json"
+    path.write_text(text)
+    known = KnownKernels(path)
+    assert known.earlier(None) == []
+    known.put(KERNEL)
+    assert wait_until(lambda: "boot1" in path.read_text())
+
+
+def test_many_changes_are_few_writes(tmp_path: Path) -> None:
+    """If it fails: a server with many kernels writes its disk full, or what is written last is not the last."""
+    file, made = ServerFile(tmp_path / "file.json"), []
+
+    def content(number: int) -> int:
+        time.sleep(0.05)
+        made.append(number)
+        return number
+
+    for number in range(100):
+        file.write(functools.partial(content, number))
+    file.flush(5)
+    assert (file.read(), len(made) < 5) == (99, True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ({"taken": [KERNEL]}, ""),
+        ({"unclear": [status()]}, ""),
+        ({"others": [status()]}, ""),
+        ({"identity": "boot2", "taken": [KERNEL]}, ""),
+        ({}, "does not know it"),
+        ({"identity": "boot2"}, "restarted"),
+        ({"ended": [status(state="exited", reason="oom", detail="out of memory")]}, "out of memory"),
+        ({"ended": [status(kernel_id="k2", detail="out of memory")]}, "does not know it"),
+    ],
+)
+def test_what_a_host_says_of_a_known_kernel(answer: dict[str, Any], reason: str) -> None:
+    """If it fails: living kernels are started anew, or dead ones are waited for."""
+    end = Answer(**{"place": KERNEL.place, "identity": "boot1", **answer}).end_of(KERNEL)
+    assert (end is None) == (not reason)
+    assert end is None or reason in str(end[0])
+
+
+def test_a_kernel_whose_adoption_was_not_heard_of_is_asked_for_again() -> None:
+    """If it fails: a line that broke at the wrong moment costs the kernel."""
+    alive = judge([status()], OURS, lambda client, connected: "alive")
+    asked = judge([status()], OURS, lambda client, connected: "alive", is_ours=lambda status: True)
+    assert (alive.adopt, alive.others, asked.adopt) == ([], [status()], [status()])
+
+
+def test_the_password_of_a_configured_host_is_found_again() -> None:
+    """If it fails: kernels on hosts with passwords cannot be gone on with."""
+    configured = Place(HostAddress("h"), Login("ann", "hunter2"))
+    assert with_password(Place(HostAddress("h"), Login("ann")), [configured]) == configured
+    other = Place(HostAddress("h"), Login("bob"))
+    assert with_password(other, [configured]) == other
+
+
 # --- what the host keeps --------------------------------------------------------------------------------------------------------------
 
 _json = st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=3), max_size=5)
@@ -317,6 +430,31 @@ def test_sessions_survive_the_way_to_the_host_and_back() -> None:
     }
     again = json.loads(json.dumps({**annotations_of(rows), "launch": {}, "session:odd": 3}))
     assert sessions_in(again) == rows
+
+
+def test_what_changed_while_the_host_was_away_is_kept() -> None:
+    """If it fails: a notebook that was renamed or closed meanwhile has its old name, or is open again."""
+    annotations = Annotations(lambda: None, Log())
+    annotations.adopted({"renamed": 1, "closed": 1, "same": 1})
+    annotations.set({"renamed": 2, "closed": None, "opened": 1})
+    annotations.returned({"renamed": 1, "closed": 1, "same": 3, "new": 1})
+    assert annotations.values == {"renamed": 2, "opened": 1, "same": 3, "new": 1}
+
+
+def test_no_credentials_of_the_server_are_kept_with_a_kernel() -> None:
+    """If it fails: who can read a host's files, or a server's, can use the server."""
+    env = {"KERNEL_TOKEN": "asked for", "COLOR": "green", "JPY_SESSION_NAME": "a.ipynb", "KERNEL_ID": "k"}
+    own = {"JUPYTER_TOKEN": "s", "JUPYTERHUB_API_TOKEN": "s", "GP_REMOTE_PWD": "s", "JPY_COOKIE_SECRET": "s"}
+    request = LaunchRequest("k", (), (), "key", request_env={**env, **own})
+    kept = launch_to_json(request, KernelSpec(), None, ())["env"]
+    assert kept == {name: value for name, value in env.items() if name != "KERNEL_ID"}
+
+
+def test_operators_are_not_shown_what_is_kept_with_a_kernel() -> None:
+    """If it fails: `jupyter ssh-cluster kernels --json` prints environments, and they end in logs and tickets."""
+    told = status(annotations={"launch": {"env": {"KERNEL_TOKEN": "hush"}}}, key="hush")
+    kernel = kernel_from_status(HostAddress("h"), told)
+    assert "hush" not in json.dumps(kernel.to_json()) + repr(kernel)
 
 
 def test_a_restart_has_the_arguments_of_the_start() -> None:

@@ -97,6 +97,16 @@ def test_kernels_as_json_has_all_that_the_table_has(run: Runner) -> None:
     assert "key" not in kernel
 
 
+def test_the_environment_of_a_kernel_is_never_shown(run: Runner) -> None:
+    """Its host keeps what a kernel was started with, for restarts by a later server: there may be tokens in it."""
+    kernel_id, token = launch(), "t0ken-nobody-shall-see"
+    ask("annotate", kernel_id=kernel_id, generation=1, annotations={"launch": {"env": {"TOKEN": token}}})
+    for command in (["kernels"], ["hosts"], ["logs", kernel_id], ["stop", "--all", "--yes"]):
+        for more in ([], ["--json"], ["--debug"]):
+            finished = run(*command, *more)
+            assert token not in finished.out + finished.err
+
+
 def test_short_ids_grow_until_they_differ(run: Runner) -> None:
     """Two kernels would have the same name in the table, and neither could be stopped by it."""
     launch("aaaaaaaa-1111"), launch("aaaaaaaa-1222")
