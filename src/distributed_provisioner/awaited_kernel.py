@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from .io_thread import IOThread
 from .kernel import RemoteKernel
-from .kernel.adopting import _endpoints
+from .kernel.adopting import endpoints_of
 from .models import ExitReason, KernelState, Login, RemoteProcess
 
 
@@ -47,8 +46,8 @@ class AwaitedKernel(RemoteKernel):
         life.process = self._awaited = process
         life.generation = max(life.generation, process.generation)
         life.start(login)
-        life.state, life.unreachable_since = KernelState.UNREACHABLE, time.monotonic()
-        return _endpoints(process, life.on_host().connection, life.near_ends.prefix)
+        life.away()
+        return endpoints_of(process, life.on_host().connection, life.near_ends.prefix)
 
     async def _found_dead(self, reason: ExitReason, log_tail: str) -> None:
         if self.is_awaited:

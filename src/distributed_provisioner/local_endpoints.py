@@ -47,7 +47,7 @@ def keep_directory(prefix: str) -> None:
         _lock(directory)
         atexit.register(shutil.rmtree, directory, ignore_errors=True)
     if directory.lstat().st_uid != os.getuid():
-        raise PermissionError(errno.EPERM, "another user has made the directory of our sockets", str(directory))
+        raise PermissionError(errno.EPERM, "another user has made our sockets' directory", str(directory))
 
 
 def _make() -> Path:

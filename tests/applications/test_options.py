@@ -13,7 +13,7 @@ from traitlets.config import Config
 
 from distributed_provisioner import errors
 from tests.applications.desk import Desk
-from tests.cluster.real_kernels import host_of, provisioner_of
+from tests.cluster.real_kernels import STAND_IN, host_of, provisioner_of
 
 if TYPE_CHECKING:
     from distributed_provisioner.testing.host import Host
@@ -23,15 +23,7 @@ pytestmark = pytest.mark.cluster
 
 WAYS = ("kernel.json", "configuration", "environment")
 SLOW = ["python", "-c", "import time; time.sleep(60)", "{connection_file}"]
-STAND_IN = [
-    "python",
-    "-c",
-    "import json, socket, sys, time; info = json.load(open(sys.argv[1]));"
-    "held = [socket.create_server((info['ip'], info[n + '_port'])) for n in ('shell', 'iopub', 'stdin', 'control', 'hb')];"
-    "time.sleep(600)",
-    "{connection_file}",
-]
-"""A kernel that costs next to no CPU: it accepts connections and says nothing."""
+QUIET = ["python", "-c", STAND_IN, "{connection_file}"]
 
 
 class Way:
@@ -41,7 +33,7 @@ class Way:
         self.name, self._desk, self._patch = name, desk, patch
         self._config = Config()
 
-    def set(self, *, argv: list[str] = STAND_IN, **options: Any) -> None:
+    def set(self, *, argv: list[str] = QUIET, **options: Any) -> None:
         """Make the kernelspec `optional` with these options; the spec itself says only what it must."""
         spec = self._desk.kernels / "optional"
         if not spec.exists():

@@ -20,6 +20,7 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import AsyncKernelManager, KernelManager
 from jupyter_client.multikernelmanager import AsyncMultiKernelManager
 from tests.cluster.real_kernels import (
+    STAND_IN,
     host_of,
     kernels_on,
     needs_encryption,
@@ -181,18 +182,6 @@ async def test_thirty_at_once(cluster: Cluster) -> None:
     finally:
         await many.shutdown_all(now=True)
     assert loads() == {}
-
-
-STAND_IN = r"""
-import json, socket, sys, time
-info = json.load(open(sys.argv[1]))
-shell, iopub, *held = [socket.create_server((info["ip"], info[n + "_port"])) for n in ("shell", "iopub", "stdin", "control", "hb")]
-ready = b"\5READY\13Socket-Type\0\0\0\4XPUB\10Identity\0\0\0\0"
-while True:
-    held.append(iopub.accept()[0])
-    held[-1].sendall(b"\xff\0\0\0\0\0\0\0\0\x7f\3\0NULL".ljust(64, b"\0") + bytes((4, len(ready))) + ready)
-"""
-"""A kernel that costs next to no CPU: it greets its relay and says nothing."""
 
 
 # --- where it goes -----------------------------------------------------------------------------------------------------------------

@@ -196,7 +196,7 @@ async def test_a_server_that_is_killed_while_it_restarts_leaves_at_most_one_kern
         await server.kill()
         await until(lambda: len(kernels_on(host)) <= 1, 5)
         await until(lambda: not kernels_on(host), 20)
-        assert not [name for name in host.files() if kernel_id in name]
+        await until(lambda: not [name for name in host.files() if kernel_id in name], 10)
 
 
 async def test_two_servers_on_the_same_hosts_do_not_feel_each_others_end(cluster: Cluster) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,12 +10,15 @@ from ..errors import HostError
 from ..hosts import HostPool
 from ..kernel_on_host import exit_reason
 from ..models import CHANNELS, ExitReason, KernelIdentity, KernelState, Login, RemoteProcess
-from ..ssh import HostConnection
+from ..ssh import Attachment, HostConnection
 from .launching import Launched
 from .life import KernelLife
 
 FIRST_RETRY, LONGEST_RETRY = 0.5, 30.0
 """Seconds between attempts to attach a kernel whose host cannot be reached."""
+CLIENTS_RETURN = 0.3
+"""Seconds in which clients that wait find the near ends, all of each client: ZMQ tries every 0.1 s. Whose shell is served before its iopub
+is there loses what its next cell prints."""
 
 
 class Adopting:
@@ -36,7 +38,7 @@ class Adopting:
         life.start(login)
         life.to_forget = True
         connection = life.on_host().connection
-        endpoints = _endpoints(process, connection, life.near_ends.prefix)
+        endpoints = endpoints_of(process, connection, life.near_ends.prefix)
         self._attaching = asyncio.ensure_future(self._attach_when_reachable(process, connection, identity))
         return endpoints
 
@@ -48,8 +50,6 @@ class Adopting:
             self._attaching.cancel()
         if life.state is not KernelState.EXITED:
             life.exited(ExitReason(None, "unknown", "left running for the next server"), "")
-            life.state = KernelState.EXITED  # also while it was being adopted
-            life.ended.tell()
         await life.near_ends.gone()
         await life.near_ends.close_spare()
 
@@ -61,8 +61,7 @@ class Adopting:
             try:
                 return await self._attach(process, connection, identity)
             except (HostError, OSError) as error:
-                life.state = KernelState.UNREACHABLE
-                life.unreachable_since = life.unreachable_since or time.monotonic()
+                life.away()
                 life.logger().info("cannot be attached yet: %s", error)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LONGEST_RETRY)
@@ -72,24 +71,28 @@ class Adopting:
     ) -> None:
         life = self._life
         watch = connection.watch(life.kernel_id, process.generation, life.watcher(process.generation))
+        attachment: Attachment | None = None
         try:
             await connection.connect()
             status = await life.on_host().status()
             if status["state"] in ("exited", "unknown"):
                 watch.close()
-                life.state = KernelState.RUNNING
                 life.exited(exit_reason(status), status.get("log_tail") or "")
                 return
-            attachment = await connection.attach(process, life.near_ends.prefix, identity)
+            attachment = await connection.attach(process, life.near_ends.prefix, identity, serving=False)
+            await asyncio.sleep(CLIENTS_RETURN)
+            connection.serve(attachment)
         except (asyncio.CancelledError, HostError, OSError):
             watch.close()
+            if attachment is not None:
+                await attachment.close()
             raise
-        life.unreachable_since, life.state = None, KernelState.STARTING
+        life.back(KernelState.STARTING)
         reservation = HostPool.current().reserve_at(process.host)
         life.hold(Launched(process, connection, reservation, watch, attachment, {}))
 
 
-def _endpoints(process: RemoteProcess, connection: HostConnection, prefix: str) -> dict[str, Any]:
+def endpoints_of(process: RemoteProcess, connection: HostConnection, prefix: str) -> dict[str, Any]:
     """Where a kernel's endpoints will be once it is attached."""
     transport, ip, ports = "ipc", prefix, {name: number for number, name in enumerate(CHANNELS, 1)}
     if connection.is_local and not process.relay:

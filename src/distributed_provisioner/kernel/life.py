@@ -41,6 +41,8 @@ class KernelLife:
         self.login = Login()
         self.ending = False
         """Whether the kernel was asked to end, so that its end is no news."""
+        self.launching = False
+        """Whether a launch is under way, which tells its caller what becomes of it."""
         self.held: Launched | None = None
         self.to_forget = False
         """Whether its host has something of it."""
@@ -102,20 +104,29 @@ class KernelLife:
             self._regained()
 
     def _lost(self) -> None:
-        if self.held is None:
-            return
-        self.state, self.unreachable_since = KernelState.UNREACHABLE, time.monotonic()
+        self.away()
         self.logger().warning(
             "its host cannot be reached; the kernel counts as alive, and nothing is restarted"
         )
+
+    def away(self) -> None:
+        """Its host cannot be asked, for at most `unreachable_timeout` from the first of these calls."""
+        self.state = KernelState.UNREACHABLE
+        if self.unreachable_since is not None:
+            return
+        self.unreachable_since = time.monotonic()
         if self._unreachable_timeout > 0:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self._unreachable_timeout, self._timed_out)
 
+    def back(self, state: KernelState) -> None:
+        """Its host can be asked again."""
+        self.state, self.unreachable_since = state, None
+        self._stop_timer()
+
     def _regained(self) -> None:
         away = time.monotonic() - (self.unreachable_since or time.monotonic())
-        self.state, self.unreachable_since = KernelState.RUNNING, None
-        self._stop_timer()
+        self.back(KernelState.RUNNING)
         self.logger().info("its host is back after %.1f s, the kernel lives", away)
 
     def _timed_out(self) -> None:
@@ -135,10 +146,9 @@ class KernelLife:
     def exited(self, reason: ExitReason, log_tail: str) -> None:
         """Set the state; from here `poll()` has an answer. All that this side holds is let go."""
         self.exit_reason, self.log_tail = reason, log_tail
-        if self.held is None and self.state is KernelState.STARTING:
+        if self.held is None and self.launching:
             return  # the launch is not over: it tells
-        self.state, self.unreachable_since = KernelState.EXITED, None
-        self._stop_timer()
+        self.back(KernelState.EXITED)
         if not self.ending:
             tail = log_tail.strip()
             last = f". The last lines of its log:\n{tail}" if tail else ". Its log is empty"

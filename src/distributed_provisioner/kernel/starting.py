@@ -93,7 +93,7 @@ class Starting:
         await self._orders.settle()
         life, previous = self._life, self._life.process
         life.start(request.login)
-        life.log_tail, life.ending = "", False
+        life.log_tail, life.ending, life.launching = "", False, True
         launch = Launch(
             request,
             prefix=life.near_ends.prefix,
@@ -108,6 +108,8 @@ class Starting:
         except BaseException:
             life.state = KernelState.EXITED
             raise
+        finally:
+            life.launching = False
         life.hold(launched)
         life.phases = launch.phases
         self._report(launched.process, previous)

@@ -135,7 +135,8 @@ class Relays:
             words = str(error) or type(error).__name__
             self.note(kernel, f"its relay ended, and another could not be started: {words}")
             if not self.lives(kernel):
-                self.lost(kernel, started)  # unless its exit has been told already, and the next one is on its way
+                # Unless its exit has been told already, and the next one is on its way.
+                self.lost(kernel, started)
         else:
             self.note(kernel, "its relay ended and was started again: what it had kept is lost")
 

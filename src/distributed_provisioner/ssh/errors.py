@@ -235,7 +235,7 @@ def _denied(error: BaseException, p: Progress) -> HostError:
     allowed = ", ".join(p.allowed) or "neither keys nor passwords"
     shown = [f"the Kerberos ticket of {p.ticket.owner}"] if p.ticket and p.ticket_shown else []
     tried = ", ".join([*shown, *p.tried]) or "no key, no password"
-    missing = [f"no Kerberos ticket: {p.ticket.problem}"] if p.ticket and p.ticket.problem else []
+    missing = [f"no Kerberos ticket: {p.ticket.problem}"] if p.ticket and p.ticket.problem and _is_about_tickets(p) else []
     unusable = [*missing, *p.skipped]
     skipped = f"; not usable: {'; '.join(unusable)}" if unusable else ""
     return AuthenticationError(
@@ -246,7 +246,7 @@ def _denied(error: BaseException, p: Progress) -> HostError:
 
 def _denied_advice(p: Progress) -> str:
     ticket = p.ticket
-    if ticket is not None and (p.needs_ticket or p.ticket_shown or not p.allowed):
+    if ticket is not None and _is_about_tickets(p):
         if ticket.problem:
             return ticket.advice
         if p.ticket_shown:
@@ -259,6 +259,11 @@ def _denied_advice(p: Progress) -> str:
         "Check the user name, and that one of these keys is in ~/.ssh/authorized_keys there; "
         "a key with a passphrase must be in the agent (ssh-add)."
     )
+
+
+def _is_about_tickets(p: Progress) -> bool:
+    """Debian's ssh_config asks for tickets everywhere: who has none, and a host that takes keys, has another fault to look for."""
+    return p.needs_ticket or p.ticket_shown or not p.allowed
 
 
 def _disconnected(error: BaseException, p: Progress) -> HostError:
