@@ -43,7 +43,12 @@ for line in sys.stdin:
 
 @pytest.fixture
 def undrained(cluster: Cluster) -> Iterator[None]:
-    """Hosts take kernels again afterwards."""
+    """Hosts begin without what tests of killed servers left on them, and take kernels again afterwards."""
+    subprocess.run(
+        [*COMMAND, "stop", "--all", "--yes", "--remote-hosts", "host1,host2,host3"],
+        check=False,
+        capture_output=True,
+    )
     yield
     subprocess.run(
         [*COMMAND, "undrain", "host1", "host2", "--remote-hosts", "host1,host2"],
