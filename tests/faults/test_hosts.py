@@ -13,7 +13,7 @@ import pytest
 from distributed_provisioner.local_endpoints import private_directory
 from distributed_provisioner.models import KernelState
 from tests.cluster.real_kernels import kernels_on, until, write_spec
-from tests.faults.work import another_page, at_work, do, kill, listeners, pid_of, until_state
+from tests.faults.work import CLEAR_SOCKETS, another_page, at_work, do, kill, listeners, pid_of, until_state
 
 if TYPE_CHECKING:
     from distributed_provisioner.testing.host import Host
@@ -90,7 +90,7 @@ async def test_what_a_full_disk_cannot_keep_is_told(cluster: Cluster) -> None:
 
 
 def clear_sockets(host: Host) -> None:
-    host.run("sh", "-c", "rm -rf /tmp/dp-*")
+    host.run("sh", "-c", CLEAR_SOCKETS)
 
 
 def clear_state(host: Host) -> None:

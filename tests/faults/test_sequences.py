@@ -16,7 +16,18 @@ from jupyter_client.manager import AsyncKernelManager
 from distributed_provisioner.models import KernelState
 from tests.cluster.real_kernels import kernels_on, until, write_spec
 from tests.faults.conftest import mend
-from tests.faults.work import Cell, Notebook, do, kill, listeners, named, pid_of, state_of, steady
+from tests.faults.work import (
+    CLEAR_SOCKETS,
+    Cell,
+    Notebook,
+    do,
+    kill,
+    listeners,
+    named,
+    pid_of,
+    state_of,
+    steady,
+)
 
 if TYPE_CHECKING:
     from distributed_provisioner.testing.namespaces import Cluster, Host
@@ -154,7 +165,7 @@ class Sequences(RuleBasedStateMachine):
             self.cleared.add(name)
             for kernel in self.kernels:
                 kernel.fragile |= kernel.host.name == name
-            self.wait_for(do(self.cluster[name].run, "sh", "-c", "rm -rf /tmp/dp-*"))
+            self.wait_for(do(self.cluster[name].run, "sh", "-c", CLEAR_SOCKETS))
 
     # --- the look at it ---------------------------------------------------------------------------------------------------------
 

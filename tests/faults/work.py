@@ -254,10 +254,18 @@ def named(host: Host, name: str) -> list[int]:
     return found
 
 
+CLEAR_SOCKETS = 'find /tmp -maxdepth 1 -name "dp-*" -user "$(id -un)" -exec rm -rf {} +'
+"""What a cleaner does to the sockets of the cluster's user; other tests have left another user's listener there."""
+
+
 def listeners(host: Host) -> list[int]:
-    """The listeners of a host, without the relays, which are forks of theirs."""
-    relays = named(host, "dp-relay")
-    return [p.pid for p in host.processes() if " serve " in p.command and p.pid not in relays]
+    """The listeners of the cluster's user on a host, without the relays, which are forks of theirs."""
+    relays, user = named(host, "dp-relay"), host.run("id", "-un").stdout.strip()
+    return [
+        p.pid
+        for p in host.processes()
+        if " serve " in p.command and p.pid not in relays and p.user == user
+    ]
 
 
 def kill(host: Host, *pids: int, signal: str = "KILL") -> None:
