@@ -219,6 +219,16 @@ class Sequences(RuleBasedStateMachine):
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
+@pytest.fixture(autouse=True)
+def without_other_users(cluster: Cluster) -> None:
+    """Other tests leave listeners of other users on the hosts, which are none of ours to kill, to wait for or to clear away."""
+    for name in HOSTS:
+        host = cluster[name]
+        for process in host.processes():
+            if " serve " in process.command and process.user != cluster.user:
+                host.run("kill", "-KILL", str(process.pid), user=process.user, check=False)
+
+
 def test_no_sequence_of_faults_loses_anything(cluster: Cluster) -> None:
     """If it fails: faults that are survived one by one are not survived together."""
     Sequences.cluster = cluster
