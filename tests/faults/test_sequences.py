@@ -217,8 +217,6 @@ class Sequences(RuleBasedStateMachine):
             self.wait_for(self.end())
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(400)
 @pytest.fixture(autouse=True)
 def without_other_users(cluster: Cluster) -> None:
     """Other tests leave listeners of other users on the hosts, which are none of ours to kill, to wait for or to clear away."""
@@ -229,6 +227,8 @@ def without_other_users(cluster: Cluster) -> None:
                 host.run("kill", "-KILL", str(process.pid), user=process.user, check=False)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_no_sequence_of_faults_loses_anything(cluster: Cluster) -> None:
     """If it fails: faults that are survived one by one are not survived together."""
     Sequences.cluster = cluster
