@@ -13,7 +13,7 @@ from jupyter_client.manager import AsyncKernelManager
 from distributed_provisioner import errors
 from distributed_provisioner.models import KernelState
 from tests.cluster.real_kernels import kernels_on, provisioner_of, until, write_spec
-from tests.faults.work import at_work, do, kill, listeners, named, pid_of, until_state
+from tests.faults.work import CLEAR_SOCKETS, at_work, do, kill, listeners, named, pid_of, until_state
 from tests.unit.remote.test_oom import memory_cgroup
 
 if TYPE_CHECKING:
@@ -63,6 +63,60 @@ async def test_a_killed_relay_costs_no_kernel_and_is_told(cluster: Cluster) -> N
         assert len(named(host, "dp-relay")) == 1
         assert named(host, "dp-relay") != before
         assert provisioner_of(manager).kernel.state is KernelState.RUNNING
+
+
+async def test_a_cell_that_went_with_its_relay_is_ended_and_says_so(cluster: Cluster) -> None:
+    """If it fails: the cell stays busy for ever, since the kernel never heard of it, or it is run behind the user's back."""
+    host = cluster["host1"]
+    async with at_work(write_spec()) as (_, notebook):
+        await notebook.run(5, 0.0).check()
+        relays = named(host, "dp-relay")
+        await do(kill, host, *relays, signal="STOP")
+        lost = notebook.execute("runs += 100")
+        await asyncio.sleep(0.3)
+        await do(kill, host, *relays)
+        await until(lambda: lost.is_over, 20)
+        assert [reply["content"]["status"] for reply in lost.replies] == ["error"]
+        assert "was not run. Run it again" in lost.told
+        await notebook.run(5, 0.0).check()  # which knows how often cells have run
+
+
+async def test_a_cell_whose_end_went_with_its_relay_is_ended_and_one_that_waits_is_left_alone(
+    cluster: Cluster,
+) -> None:
+    """If it fails: a cell that has ended looks busy for ever, or one that waits for its turn is called lost."""
+    host = cluster["host1"]
+    async with at_work(write_spec()) as (_, notebook):
+        ended = notebook.execute("import time; time.sleep(1); print('done')")
+        await until(lambda: "busy" in ended.states)
+        runs, waits = notebook.run(30, 0.1), notebook.run(5, 0.0)
+        await asyncio.sleep(0.1)
+        relays = named(host, "dp-relay")
+        await do(kill, host, *relays, signal="STOP")
+        await asyncio.sleep(1.5)
+        await do(kill, host, *relays)
+        await until(lambda: ended.is_over and runs.is_over and waits.is_over, 20)
+        assert "The end of this cell was lost" in ended.told
+        assert [reply["content"]["status"] for reply in waits.replies] == ["ok"]
+        assert "lost" not in waits.told
+        assert [reply["content"]["status"] for reply in runs.replies] == ["ok"]
+        await notebook.run(5, 0.0).check()
+
+
+async def test_a_kernel_restarts_after_its_sockets_were_cleared_away(cluster: Cluster) -> None:
+    """If it fails: after a cleaner of /tmp a restart says that there is no such file, and each new kernel fails until the next minute."""
+    host = cluster["host1"]
+    async with at_work(write_spec()) as (manager, notebook):
+        await notebook.run(5, 0.0).check()
+        await do(host.run, "sh", "-c", CLEAR_SOCKETS)
+        await manager.restart_kernel(now=True)
+        notebook.runs = notebook.total = 0
+        await notebook.run(5, 0.0).check()
+        assert len(named(host, "dp-relay")) == len(listeners(host)) == 1
+        await do(host.run, "sh", "-c", CLEAR_SOCKETS)
+        async with at_work(write_spec("second")) as (_, other):
+            await other.run(5, 0.0).check()
+        await notebook.run(5, 0.0).check()
 
 
 @pytest.mark.parametrize("signal", ["TERM", "KILL"])

@@ -262,9 +262,7 @@ def listeners(host: Host) -> list[int]:
     """The listeners of the cluster's user on a host, without the relays, which are forks of theirs."""
     relays, user = named(host, "dp-relay"), host.run("id", "-un").stdout.strip()
     return [
-        p.pid
-        for p in host.processes()
-        if " serve " in p.command and p.pid not in relays and p.user == user
+        p.pid for p in host.processes() if " serve " in p.command and p.pid not in relays and p.user == user
     ]
 
 

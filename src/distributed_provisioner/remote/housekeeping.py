@@ -36,6 +36,8 @@ class Housekeeping:
         self.listener = listener
         self.idle_since: float | None = None
         self.touched = time.time()
+        self.making: asyncio.Future[None] | None = None
+        """Under way: the socket is made again."""
 
     def start(self) -> None:
         with contextlib.suppress(OSError):
@@ -57,6 +59,7 @@ class Housekeeping:
         self.listener.drain.check()
         for kernel in list(self.listener.kernels.values()):
             self.check_lease(kernel)
+        self.listener.prefork.round()
         self.leave_when_unused()
         await self.keep_the_socket()
         if time.time() - self.touched > TOUCH:
@@ -119,8 +122,20 @@ class Housekeeping:
     async def keep_the_socket(self) -> None:
         """Somebody may clear /tmp, or our state: then the socket is made again, in the same directory if that is still ours."""
         listener = self.listener
-        if os.path.exists(listener.socket_path) and os.path.exists(listener.places.record):
-            return
+        if self.making is None:
+            if os.path.exists(listener.socket_path) and os.path.exists(listener.places.record):
+                return
+            self.making = asyncio.ensure_future(self._make_the_socket())
+        await asyncio.shield(self.making)
+
+    async def _make_the_socket(self) -> None:
+        try:
+            await self._listen_anew()
+        finally:
+            self.making = None
+
+    async def _listen_anew(self) -> None:
+        listener = self.listener
         os.makedirs(listener.places.state, mode=0o700, exist_ok=True)
         listener.server.close()
         try:

@@ -112,9 +112,10 @@ class Kernel:
 
     def clear_home(self, kept: str) -> None:
         """Remove all files of its directory but one."""
-        for name in os.listdir(self.home):
-            if name != kept:
-                remove(os.path.join(self.home, name))
+        with contextlib.suppress(FileNotFoundError):  # somebody has cleared it away
+            for name in os.listdir(self.home):
+                if name != kept:
+                    remove(os.path.join(self.home, name))
 
     def connection_info(self) -> dict[str, Any]:
         """As in a connection file."""

@@ -236,6 +236,7 @@ class Operations:
 
     async def op_launch(self, connection: Connection, **request: Any) -> Result:
         """Start a kernel and wait until its sockets answer; whatever goes wrong, nothing is left of it."""
+        await self.listener.housekeeping.keep_the_socket()  # its directory is needed now
         launch = Launch(self.listener, connection, request)
         name = request["kernel_id"], request["generation"]
         self.superseding[name] = launch

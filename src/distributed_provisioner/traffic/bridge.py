@@ -18,6 +18,7 @@ from .messages import Activity, Author, asked
 from .publisher import Publisher
 from .routes import Holds, Routes
 from .shared import relay_wire as wire
+from .unanswered import Request, Unanswered
 
 TELL_AFTER = 5.0
 """Seconds without its host after which a running cell says so."""
@@ -45,13 +46,15 @@ class Bridge:
         self._activity = Activity()
         self._link = Link(self, name)
         self._holds = Holds()
+        self._unanswered = Unanswered(self._link, author, self._end_request)
+        self._activity.listeners.append(self._unanswered.status)
         self._publisher = Publisher(self._link, author, self._activity)
         self._routes: list[Routes] = []
         self._farewells = Farewells(self._link, self._activity, self._routes)
         arrival, leaving = self._publisher.identity_arrived, self._farewells.left
         self._routes += [
-            Routes(kind, self._link, self._holds, arrival, leaving)
-            for kind in (wire.SHELL, wire.CONTROL, wire.STDIN)
+            Routes(kind, self._link, self._holds, arrival, leaving, unanswered=watch)
+            for kind, watch in ((wire.SHELL, self._unanswered), (wire.CONTROL, None), (wire.STDIN, None))
         ]
         self._echo = Echo()
         self._kernel_gone = False
@@ -92,6 +95,7 @@ class Bridge:
         """Another process is the kernel now, on the same host."""
         self._echo.beats, self._kernel_gone = True, False
         self._activity.running.clear()
+        self._unanswered.clear()
 
     def rest(self) -> None:
         """The kernel has ended: its heart does not beat until another one is there."""
@@ -125,6 +129,7 @@ class Bridge:
             timer.cancel()
         self._timers.clear()
         self._holds.close()
+        self._unanswered.clear()
         self._farewells.close()
         for routes in self._routes:
             routes.close()
@@ -186,6 +191,22 @@ class Bridge:
             f"[distributed-provisioner] The relay on {self._host} that carries this kernel's messages was ended from outside and has been "
             "started again. The kernel goes on; some of its output may be missing."
         )
+        self._unanswered.relay_lost()
+
+    def _end_request(self, request: Request) -> None:
+        """It went with a relay: the client must not wait for ever."""
+        lost = f"lost with the relay on {self._host}, which was ended from outside"
+        text = (
+            f"The end of this cell was {lost}. Look at its variables, or run it again."
+            if request.busy or request.idle or request.replied
+            else f"This cell was {lost}, and was not run. Run it again."
+        )
+        self._publisher.publish(self._author.error_text(f"[distributed-provisioner] {text}", request.header))
+        if not request.replied:
+            self._routes[wire.SHELL].answer(request.identity, self._author.reply(text, request.header))
+        if not request.idle:
+            self._activity.running.pop(str(request.header.get("msg_id")), None)
+            self._publisher.publish(self._author.status("idle", request.header))
 
     def _host_away(self) -> None:
         if self._away:

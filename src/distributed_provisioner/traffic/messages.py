@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
@@ -49,14 +49,31 @@ def look(wire: bytes) -> Message | None:
 
 def asked(piece: bytes) -> Mapping[str, Any] | None:
     """The header of an execute request, from its first piece; None for anything else."""
-    if b'"execute_request"' not in piece:
-        return None
+    header = _part(piece, b'"execute_request"', 0)
+    return header if header.get("msg_type") == "execute_request" else None
+
+
+def answered(piece: bytes) -> str | None:
+    """The message id of the execute request that is answered, from the first piece of the reply; None for anything else."""
+    parent = _part(piece, b'"execute_reply"', 1)
+    return str(parent["msg_id"]) if "msg_id" in parent else None
+
+
+def implementation(piece: bytes) -> str:
+    """Of a whole kernel_info reply; empty for anything else."""
+    return str(_part(piece, b'"kernel_info_reply"', 3).get("implementation", ""))
+
+
+def _part(piece: bytes, mark: bytes, which: int) -> Mapping[str, Any]:
+    """The header, parent header, metadata or content (0 to 3) of a message that begins with `piece` and has `mark` in it, or {}."""
+    if mark not in piece:
+        return {}
     try:
         frames = list(_first_frames(piece))
-        header: Mapping[str, Any] = json.loads(frames[frames.index(DELIMITER) + 2])
-        return header if header.get("msg_type") == "execute_request" else None
-    except (ValueError, IndexError, AttributeError):
-        return None
+        part = json.loads(frames[frames.index(DELIMITER) + 2 + which])
+        return part if isinstance(part, dict) else {}
+    except (ValueError, IndexError):
+        return {}
 
 
 def _first_frames(piece: bytes) -> Iterator[bytes]:
@@ -111,7 +128,25 @@ class Author:
         text = subscription.decode(errors="replace")
         return self._write("iopub_welcome", {"subscription": text}, {}, subscription)
 
+    def reply(self, text: str, parent: Mapping[str, Any]) -> bytes:
+        """Wire bytes for the client whose execute request has the header `parent`: it failed."""
+        content: dict[str, Any] = {
+            "status": "error",
+            "ename": "RelayLost",
+            "evalue": text,
+            "traceback": [],
+            "execution_count": None,
+        }
+        return b"".join(zmtp.encode(self._frames("execute_reply", content, parent)))
+
+    def question(self) -> bytes:
+        """Wire bytes for the kernel: who are you?"""
+        return b"".join(zmtp.encode(self._frames("kernel_info_request", {}, {})))
+
     def _write(self, kind: str, content: Mapping[str, Any], parent: Mapping[str, Any], topic: bytes) -> Own:
+        return Own(topic, b"".join(zmtp.encode([topic, *self._frames(kind, content, parent)])))
+
+    def _frames(self, kind: str, content: Mapping[str, Any], parent: Mapping[str, Any]) -> list[bytes]:
         header = {
             "msg_id": uuid.uuid4().hex, "msg_type": kind, "username": "distributed-provisioner", "session": self._session,
             "date": datetime.now(timezone.utc).isoformat().replace("+00:00", "Z"), "version": self._version,
@@ -123,7 +158,7 @@ class Author:
             for part in parts:
                 signing.update(part)
             signature = signing.hexdigest().encode()
-        return Own(topic, b"".join(zmtp.encode([topic, DELIMITER, signature, *parts])))
+        return [DELIMITER, signature, *parts]
 
 
 class Activity:
@@ -133,8 +168,12 @@ class Activity:
         self.state = ""
         self.running: dict[str, Mapping[str, Any]] = {}
         """Headers of the execute requests that are being worked on, by message id."""
+        self.listeners: list[Callable[[Message], None]] = []
+        """Told of each status."""
 
     def note(self, status: Message) -> None:
+        for listener in self.listeners:
+            listener(status)
         state, parent = str(status.content.get("execution_state", "")), status.parent
         asks = parent.get("msg_type") == "execute_request"
         if asks or not self.state or state in ("starting", "restarting") or not self.running:

@@ -10,6 +10,7 @@ from .clients import Client
 from .link import Link
 from .meter import Meter
 from .shared import relay_wire as wire
+from .unanswered import Unanswered
 
 HOLD_TIMEOUT = 600.0
 """Seconds that messages wait for a client that is not there."""
@@ -27,8 +28,12 @@ class Routes:
         holds: Holds,
         on_arrival: Callable[[Client], None],
         on_leaving: Callable[[Client], None],
+        *,
+        unanswered: Unanswered | None = None,
     ) -> None:
         self.kind = kind
+        self._unanswered = unanswered
+        """Looks at what is asked and answered; on shell."""
         self._link, self._holds = link, holds
         self._on_arrival, self._on_leaving = on_arrival, on_leaving
         self._meter = Meter(link, kind)
@@ -75,6 +80,8 @@ class Routes:
             lane.queue.append((client, bytes(piece), ends))
             client.read_on(False)
             return
+        if self._unanswered is not None and lane.speaker is None:
+            self._unanswered.said(client.identity, piece)
         lane.newest = client
         lane.speaker = None if ends else client
         self._link.put(self.kind, client.identity, wire.ENDS if ends else 0, piece)
@@ -110,13 +117,25 @@ class Routes:
 
     # --- the kernel -----------------------------------------------------------------------------------------------------------
 
+    def answer(self, identity: bytes, message: bytes) -> None:
+        """Give a client a whole message of our own, if it is there and not in the middle of one of the kernel's."""
+        lane = self._lanes.get(identity)
+        if lane is not None and lane.newest is not None and not lane.inside:
+            lane.newest.write(message)
+
     def piece(self, identity: bytes, flags: int, number: int, payload: memoryview) -> None:
+        if self._unanswered is not None and self._unanswered.takes(identity, flags, payload):
+            self._link.release(self.kind, identity, number)
+            self._meter.count(len(payload))
+            return
         lane = self._lanes.setdefault(identity, _Lane())
         if flags & wire.VOID:
             self._void(lane)
         ends = bool(flags & wire.ENDS)
         if payload:
             if not lane.inside:
+                if self._unanswered is not None:
+                    self._unanswered.replied(payload)
                 lane.target = lane.newest if lane.is_served and not lane.held else None
             lane.inside = not ends
             self._hand_on(identity, lane, number, payload, ends)
