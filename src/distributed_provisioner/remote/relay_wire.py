@@ -57,6 +57,10 @@ HELLO, WELCOME, ACK, RELEASE, TELL = range(10, 15)
 CHANNELS = ("shell", "control", "stdin", "iopub")
 """Names of kinds 0 to 3."""
 ENDS, VOID, OLD = 1, 2, 4
+PART = 64
+"""Not on the wire: more of this piece follows; see `Records`."""
+LARGE, ENOUGH = 64 << 10, 16 << 10
+"""Bytes of a piece that comes in parts, and of its first part at least."""
 DELIVERED, GIVEN_UP = 0, 1
 HEAD = struct.Struct("!IBBHQ")
 COUNTS = struct.Struct("!4Q")
@@ -117,27 +121,41 @@ def counts(payload: Buffer) -> List[int]:
 
 
 class Records:
-    """Takes records out of the bytes of a stream."""
+    """Takes records out of the bytes of a stream. `in_parts`: large pieces come as they arrive, all but the last part flagged PART."""
 
-    def __init__(self) -> None:
-        self.rest = bytearray()
+    def __init__(self, in_parts: bool = False) -> None:
+        self.in_parts = in_parts
+        self.left = 0
+        """Bytes that are still to come of a piece that has begun to come in parts."""
+        self.begun: Tuple[int, int, int, bytes] = (0, 0, 0, b"")
+        self.rest: List[bytes] = []
+        """What has come of a record; joined once."""
+        self.size = 0
         self.wanted = 0
         """Bytes that have to be there before it is worth looking."""
 
     def feed(self, data: bytes) -> List[Record]:
         """(kind, flags, number, identity, payload) of each record that is whole now; a payload is a view of `data`, so copy what is
         kept for long. Raises Rubbish."""
-        if self.rest:
-            self.rest += data
-            if len(self.rest) < self.wanted:
-                return []
-            data, self.rest = bytes(self.rest), bytearray()
-        view, at, size = memoryview(data), 0, len(data)
         found: List[Record] = []
+        at = 0
+        if self.left:
+            at = min(self.left, len(data))
+            self.left -= at
+            kind, flags, number, identity = self.begun
+            flags = flags & ~(ENDS | VOID) | PART if self.left else flags & ~VOID
+            found.append((kind, flags, number, identity, memoryview(data)[:at]))
+        elif self.rest:
+            self.rest.append(data)
+            self.size += len(data)
+            if self.size < self.wanted:
+                return []
+            data, self.rest = b"".join(self.rest), []
+        view, size = memoryview(data), len(data)
         self.wanted = HEAD.size
         while size - at >= HEAD.size:
             length, kind, flags, id_size, number = HEAD.unpack_from(data, at)
-            body = at + HEAD.size
+            body = at + HEAD.size + id_size
             payload = length - 12 - id_size
             if (
                 payload < 0
@@ -146,12 +164,20 @@ class Records:
                 or (kind <= IOPUB and payload > CHUNK)
             ):
                 raise Rubbish("no record")
+            identity = bytes(view[body - id_size : body])
             if size - at < 4 + length:
                 self.wanted = 4 + length
+                if self.in_parts and kind <= IOPUB and payload >= LARGE:
+                    self.wanted = body - at + ENOUGH
+                    if size - at >= self.wanted:
+                        found.append((kind, flags & ~ENDS | PART, number, identity, view[body:]))
+                        self.begun, self.left = (kind, flags, number, identity), 4 + length - (size - at)
+                        at = size
                 break
             at += 4 + length
-            found.append((kind, flags, number, bytes(view[body : body + id_size]), view[body + id_size : at]))
-        self.rest += view[at:]
+            found.append((kind, flags, number, identity, view[body:at]))
+        if at < size:
+            self.rest, self.size = [bytes(view[at:])], size - at
         return found
 
 

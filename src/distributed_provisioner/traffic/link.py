@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from .outbox import Lane, Outbox
+from .parts import Parts
 from .shared import relay_wire as wire
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
@@ -38,7 +39,7 @@ class Receiver:
         self.writer: Writer | None = None
         self.paused = False
         self.gone = asyncio.Event()
-        self.records = wire.Records()
+        self.records = wire.Records(in_parts=True)
 
     def data_received(self, data: bytes) -> None:
         if self._link is not None:
@@ -90,6 +91,7 @@ class Link:
         self._bridge = secrets.token_hex(16)
         self._relay = ""
         self._have = 0
+        self._parts = Parts()
         self._successor = False
         self._opener: Opener | None = None
         self._stream: Receiver | None = None
@@ -156,6 +158,7 @@ class Link:
             receiver.gone.set()
             return
         receiver.writer, self._stream = writer, receiver
+        self._parts.stream_begins()
         writer.write(
             wire.told(
                 wire.HELLO,
@@ -205,11 +208,18 @@ class Link:
     def _piece(self, kind: int, flags: int, number: int, identity: bytes, payload: memoryview) -> None:
         if number <= self._have:
             return
-        self._have = number
-        self.count += 1
-        self.credit.moved(kind, len(payload))
-        self._unacknowledged += len(payload)
-        self._handler.piece(kind, identity, flags, number, payload)
+        if (lane := self._parts.abandoned(number)) is not None:
+            self._handler.piece(*lane, wire.VOID, number, memoryview(b""))
+        size, is_whole = len(payload), not flags & wire.PART
+        left_out, flags = self._parts.take(kind, flags, number, identity, size)
+        if is_whole:
+            self._have = number
+            self.count += 1
+        self.credit.moved(kind, size)
+        self.credit.consume(kind, left_out)
+        self._unacknowledged += size
+        if left_out < size or is_whole:
+            self._handler.piece(kind, identity, flags, number, payload[left_out:])
         if self._unacknowledged >= wire.ACK_BYTES:
             self.acknowledge()
         else:
@@ -220,6 +230,7 @@ class Link:
         if self._relay and relay != self._relay:
             # It has no idea of our numbers, nor we of its: say hello as somebody new.
             self._relay, self._bridge, self._have, self._successor = "", secrets.token_hex(16), 0, True
+            self._parts = Parts()
             self.credit = wire.Credit()
             self._releases.clear()
             self._released.clear()
