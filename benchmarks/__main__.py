@@ -1,4 +1,4 @@
-"""`python -m benchmarks NAME | all [--quick] [--write]`."""
+"""`python -m benchmarks NAME | all | guard | plot [--quick] [--write]`."""
 
 from __future__ import annotations
 

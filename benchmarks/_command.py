@@ -10,15 +10,31 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks._plot import write_figures
 from benchmarks._report import Report, write_page
 from benchmarks._world import world
 from distributed_provisioner.testing.errors import Unsupported
 
-NAMES = ("launch", "roundtrip", "poll", "burst", "interrupt", "restart", "idle", "adoption", "rivals")
+NAMES = (
+    "launch",
+    "roundtrip",
+    "poll",
+    "burst",
+    "interrupt",
+    "restart",
+    "idle",
+    "adoption",
+    "flood",
+    "scale",
+    "rivals",
+)
+OTHERS = ("guard", "plot")
+"""Not part of `all`: a test, and the figures of what was saved."""
 _COMMAND = (sys.executable, str(Path(__file__).with_name("__main__.py")))
 INSIDE = "DISTRIBUTED_PROVISIONER_BENCHMARKS_INSIDE"
 
@@ -40,7 +56,10 @@ class Scale:
 
 
 def main(argv: Sequence[str] | None = None, only: str | None = None) -> int:
-    """Run the named benchmarks one after the other. Exit code 1 where one could not run, 0 otherwise, budgets met or not."""
+    """Run the named benchmarks one after the other.
+
+    Exit code 1 where one could not run, 0 otherwise, budgets met or not; a guard's is also 1 where its limits are exceeded.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if only is not None:
         arguments = [only, *arguments]
@@ -48,9 +67,12 @@ def main(argv: Sequence[str] | None = None, only: str | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.quick and options.write:
         parser.error("quick figures are no evidence: they do not belong into docs/benchmarks.md")
+    if options.name == "plot":
+        print("\n".join(write_figures()))
+        return 0
     names = list(NAMES) if options.name == "all" else [options.name]
     scale = Scale(options.quick, options.n)
-    if INSIDE not in os.environ:
+    if INSIDE not in os.environ and any(_needs_hosts(name) for name in names):
         if reason := _why_no_hosts():
             for name in names:
                 _finish(_report(name, scale, skipped=reason))
@@ -67,15 +89,16 @@ def main(argv: Sequence[str] | None = None, only: str | None = None) -> int:
     else:
         report = _run(options.name, scale)
         _finish(report)
-        code = int(bool(report.skipped))
+        code = exit_code(report)
     if options.write:
+        write_figures()
         write_page(NAMES)
     return code
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("name", choices=[*NAMES, "all"])
+    parser.add_argument("name", choices=[*NAMES, "all", *OTHERS])
     parser.add_argument(
         "--quick", action="store_true", help="few repetitions: whether it works, not how fast it is"
     )
@@ -105,7 +128,7 @@ def _run(name: str, scale: Scale) -> Report:
     print(f"{name}: {report.title} …", flush=True)
     began = time.monotonic()
     try:
-        with world() as place:
+        with world() if _needs_hosts(name) else nullcontext() as place:
             asyncio.run(_module(name).measure(place, scale, report))
     except Unsupported as reason:
         report.skipped = str(reason)
@@ -120,9 +143,24 @@ def _report(name: str, scale: Scale, skipped: str = "") -> Report:
     return Report(name, _module(name).TITLE, command, skipped=skipped, quick=scale.quick)
 
 
+def exit_code(report: Report) -> int:
+    return int(bool(report.skipped or (_is_strict(report.name) and report.missed)))
+
+
 def _finish(report: Report) -> None:
-    report.save()
+    if not _is_strict(report.name):
+        report.save()
     print(f"\n{report.markdown()}", flush=True)
+
+
+def _is_strict(name: str) -> bool:
+    """Whether it is a test, whose figures nobody keeps."""
+    return bool(getattr(_module(name), "STRICT", False))
+
+
+def _needs_hosts(name: str) -> bool:
+    """Whether it runs on hosts in namespaces."""
+    return bool(getattr(_module(name), "NEEDS_HOSTS", True))
 
 
 def _module(name: str) -> Any:

@@ -41,3 +41,21 @@ def in_turn(count: int, turn: int) -> list[int]:
 
 def ms(seconds: float) -> str:
     return f"{seconds * 1000:.1f} ms" if seconds < 0.1 else f"{seconds * 1000:.0f} ms"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A straight line through points, and how well it goes through them."""
+
+    slope: float
+    intercept: float
+    r2: float
+
+
+def line_through(x: Sequence[float], y: Sequence[float]) -> Line:
+    """By least squares."""
+    slope, intercept = statistics.linear_regression(x, y)
+    mean = statistics.fmean(y)
+    rest = sum((b - slope * a - intercept) ** 2 for a, b in zip(x, y, strict=True))
+    whole = sum((b - mean) ** 2 for b in y)
+    return Line(slope, intercept, 1.0 if whole == 0 else 1 - rest / whole)

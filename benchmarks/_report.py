@@ -19,6 +19,7 @@ from benchmarks._numbers import Spread
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
+IMAGES = ROOT / "docs" / "images"
 TIMES = "\N{MULTIPLICATION SIGN}"
 """The unit of a ratio."""
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
@@ -80,6 +81,8 @@ class Report:
     command: str
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    series: list[dict[str, float]] = field(default_factory=list)
+    """Points of a curve, for its plot."""
     skipped: str = ""
     quick: bool = False
     date: str = field(default_factory=lambda: time.strftime("%Y-%m-%d"))
@@ -125,12 +128,20 @@ class Report:
 def write_page(names: Sequence[str]) -> None:
     """Put the saved results of the benchmarks into docs/benchmarks.md."""
     reports = [report for name in names if (report := Report.load(name)) is not None]
-    text = "\n".join(report.markdown() for report in reports).rstrip()
+    text = "\n".join(with_figure(report) for report in reports).rstrip()
     page = PAGE.read_text()
     found = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
     if not found.search(page):
         raise SystemExit(f"{PAGE.name} has no {BEGIN} … {END} to write into")
     PAGE.write_text(found.sub(lambda _: f"{BEGIN}\n{text}\n{END}", page))
+
+
+def with_figure(report: Report) -> str:
+    """A report's Markdown, with its figure, if it has one, below the heading."""
+    heading, _, rest = report.markdown().partition("\n\n")
+    file = IMAGES / f"{report.name}.svg"
+    figure = f"![{report.title}](images/{file.name})\n\n" if file.exists() else ""
+    return f"{heading}\n\n{figure}{rest}"
 
 
 def line(cells: Sequence[str]) -> str:

@@ -27,8 +27,6 @@ HOSTS = ("host1", "host2", "host3")
 USER = "jovyan"
 QUIET = "--log-level=ERROR"
 """Local kernels write to our terminal, for example that they listen on TCP."""
-QUIET = "--log-level=ERROR"
-"""Local kernels write to our terminal, for example that they listen on TCP."""
 REMOTE = Path(__file__).resolve().parents[1] / "src" / "distributed_provisioner" / "remote"
 OURS = ("GP_", "KERNEL_", "JUPYTER_", "SSH_", "IPYTHON", "PYTHONPATH")
 

@@ -170,7 +170,9 @@ def without_relay(world: World, running: Running) -> None:
     host = world.cluster["host1"]
     process = running.manager.provisioner.kernel.process  # type: ignore[union-attr]
     record = json.loads(host.run("cat", os.path.join(os.path.dirname(process.relay), "record")).stdout)
-    host.run("kill", "-STOP", str(record["relay_pid"]))  # SIGKILL, with which it ends, reaches it all the same
+    host.run(
+        "kill", "-STOP", str(record["relay_pid"])
+    )  # SIGKILL, with which it ends, reaches it all the same
 
 
 @asynccontextmanager

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,10 @@ from typing import Any
 from jupyter_core.paths import jupyter_data_dir
 
 from .owner import owner
+
+SHARE = 20
+"""A write is followed by a pause of so many times what it took: in a burst of launches on a server with a thousand kernels the file grows
+to megabytes, and writing it anew for each of them took more than the launches."""
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +37,7 @@ class ServerFile:
         self._content: Callable[[], Any] | None = None
         """What is to be written next."""
         self._writing = False
+        self._in_a_hurry = False
 
     def read(self) -> Any:
         """What is in it; None where that cannot be read."""
@@ -52,7 +58,10 @@ class ServerFile:
     def flush(self, timeout: float) -> None:
         """Wait, for at most `timeout` seconds, until all is written."""
         with self._changed:
+            self._in_a_hurry = True
+            self._changed.notify_all()
             self._changed.wait_for(lambda: not self._writing, timeout)
+            self._in_a_hurry = False
 
     def _work(self) -> None:
         while True:
@@ -62,12 +71,15 @@ class ServerFile:
                     self._writing = False
                     self._changed.notify_all()
                     return
+            began = time.monotonic()
             try:
                 self._replace(content())
             except (OSError, ValueError) as error:
                 _log.debug("%s was not written: %s", self._path, error)
             except Exception:
                 _log.exception("%s was not written", self._path)
+            with self._changed:
+                self._changed.wait_for(lambda: self._in_a_hurry, SHARE * (time.monotonic() - began))
 
     def _replace(self, content: Any) -> None:
         temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}.{threading.get_ident()}")
@@ -75,7 +87,7 @@ class ServerFile:
         try:
             handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with open(handle, "w", encoding="utf-8") as file:
-                json.dump(content, file)
+                file.write(json.dumps(content))  # in one go it is three times as quick
             os.replace(temporary, self._path)
         except BaseException:
             with suppress(OSError):

@@ -59,15 +59,20 @@ class HostPool:
         if request.pin is not None:
             return None if request.pin in not_these else Reservation(self, request.pin, launch=True)
         hosts = request.hosts
-        index = self._indexes.get(hosts, 0)
-        loads = {host: self.load(host) for host in hosts}
-        states = {host: self.state(host, request.login) for host in hosts}
-        unwell = {host: int(state) for host, state in states.items() if not state.is_well}
-        for position in choose(request.policy, hosts, index, loads, unwell):
+        rotation = request.rotation or hosts
+        index = self._indexes.get(rotation, 0)
+        loads = {host: self.load(host) for host in hosts} if request.policy == "least-connection" else {}
+        states: dict[HostAddress, HostState] = {}
+
+        def badness(host: HostAddress) -> int:
+            state = states[host] = self.state(host, request.login)
+            return 0 if state.is_well else int(state)
+
+        for position in choose(request.policy, hosts, index, loads, badness):
             host = hosts[position]
             if host not in not_these and states[host] is not HostState.DRAINED:
                 if request.policy == "round-robin":
-                    self._indexes[hosts] = index_after(len(hosts), position)
+                    self._indexes[rotation] = index_after(len(hosts), position)
                 return Reservation(self, host, launch=True)
         return None
 

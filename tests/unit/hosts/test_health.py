@@ -11,19 +11,7 @@ from distributed_provisioner.hosts import Health, HostPool, HostState, Reservati
 from distributed_provisioner.hosts.health import BREAK_AFTER, LONGEST_DELAY
 from distributed_provisioner.models import HostAddress, HostCondition, LaunchRequest, Policy
 
-A, B, C = HOSTS = tuple(HostAddress(name) for name in "abc")
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+from .launches import HOSTS, A, B, C, Clock, request
 
 
 @pytest.fixture
@@ -37,12 +25,6 @@ def pool(clock: Clock, known: dict[HostAddress, HostCondition]) -> HostPool:
     pool = HostPool(clock=clock, jitter=lambda: 0.0)
     pool.ask(lambda address, login: known.get(address, HostCondition()))
     return pool
-
-
-def request(
-    *hosts: HostAddress, policy: Policy = "round-robin", pin: HostAddress | None = None
-) -> LaunchRequest:
-    return LaunchRequest("k", hosts or HOSTS, ("python",), "key", policy=policy, pin=pin)
 
 
 def take(pool: HostPool, wanted: LaunchRequest | None = None) -> Reservation:

@@ -7,32 +7,14 @@ import os
 import pytest
 
 from distributed_provisioner.hosts import HostPool, Reservation
-from distributed_provisioner.models import HostAddress, LaunchRequest, Policy
+from distributed_provisioner.models import HostAddress, LaunchRequest
 
-A, B, C = (HostAddress(name) for name in "abc")
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+from .launches import A, B, C, Clock, request
 
 
 @pytest.fixture
 def pool(clock: Clock) -> HostPool:
     return HostPool(clock=clock, jitter=lambda: 0.0)
-
-
-def request(
-    *hosts: HostAddress, policy: Policy = "round-robin", pin: HostAddress | None = None
-) -> LaunchRequest:
-    return LaunchRequest("k", hosts or (A, B, C), ("python",), "key", policy=policy, pin=pin)
 
 
 def take(pool: HostPool, wanted: LaunchRequest, not_these: tuple[HostAddress, ...] = ()) -> str:
