@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from distributed_provisioner.testing.embedded import EmbeddedCluster
     from distributed_provisioner.testing.namespaces import Cluster
 
-os.environ["JUPYTER_PLATFORM_DIRS"] = "1"  # older versions of jupyter_core warn without it, at the first import
+os.environ["JUPYTER_PLATFORM_DIRS"] = (
+    "1"  # older versions of jupyter_core warn without it, at the first import
+)
 IN_CI = os.environ.get("CI") == "true"
 OTHER_PLATFORM = "other platform"
 OWN_DIRECTORIES: set[str] = set()
@@ -193,29 +196,30 @@ def own_processes(variable: str = "") -> set[int]:
     """
     if sys.platform != "linux":
         return set()
-    parents: dict[int, int] = {}
-    environments: dict[int, list[str]] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended, or belongs to somebody else
-            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            text = (entry / "environ").read_bytes().decode(errors="replace")  # empty for a zombie
-            environments[int(entry.name)] = text.split("\0")
+    begins = variable.encode()
 
-    def is_ours(pid: int, environment: list[str]) -> bool:
-        homes = [item.removeprefix("HOME=") for item in environment if item.startswith("HOME=")]
+    def parent(pid: int) -> int:
+        with contextlib.suppress(OSError):  # it has ended
+            return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return 0
+
+    def is_ours(pid: int, environment: list[bytes]) -> bool:
+        homes = [os.fsdecode(item[5:]) for item in environment if item.startswith(b"HOME=")]
         if any(home.startswith(tuple(OWN_DIRECTORIES)) for home in homes):
             return True
-        while variable and pid in parents and pid != os.getpid():
-            pid = parents[pid]
+        while variable and pid not in (0, os.getpid()):
+            pid = parent(pid)
         return bool(variable) and pid == os.getpid()
 
-    return {
-        pid
-        for pid, environment in environments.items()
-        if pid != os.getpid()
-        and any(item.startswith(variable) for item in environment)
-        and is_ours(pid, environment)
-    }
+    found = set()
+    for name in os.listdir("/proc"):  # before and after each test, so nothing is read that does not matter
+        if name.isdecimal() and int(name) != os.getpid():
+            with contextlib.suppress(OSError):  # it has ended, or belongs to somebody else
+                text = Path(f"/proc/{name}/environ").read_bytes()  # empty for a zombie
+                environment = text.split(b"\0") if begins in text else []
+                if any(item.startswith(begins) for item in environment) and is_ours(int(name), environment):
+                    found.add(int(name))
+    return found
 
 
 def command(pid: int) -> str:
@@ -233,23 +237,18 @@ def kill(pid: int) -> None:
 
 def listening_sockets() -> set[str]:
     """Addresses and paths on which this process listens."""
-    own = set()
-    for entry in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):  # closed since
-            own.add(os.readlink(entry).removeprefix("socket:[").removesuffix("]"))
     found = set()
-    for table in ("tcp", "tcp6"):
-        for fields in rows(Path("/proc/self/net") / table):
-            if fields[3] == "0A" and fields[9] in own:
-                found.add(f"{table} {fields[1]}")
-    for fields in rows(Path("/proc/self/net/unix")):
-        if int(fields[3], 16) & 0x10000 and fields[6] in own:
-            found.add(fields[7] if len(fields) > 7 else f"unix {fields[6]}")
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # closed since
+            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                continue
+            copy = os.dup(int(name))
+            try:
+                each = socket.socket(fileno=copy)
+            except OSError:  # another thread has made it something else
+                os.close(copy)
+                continue
+            with each:
+                if each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    found.add(f"{each.family.name} {each.getsockname()}")
     return found
-
-
-def rows(table: Path) -> list[list[str]]:
-    try:
-        return [line.split() for line in table.read_text().splitlines()[1:]]
-    except OSError:
-        return []

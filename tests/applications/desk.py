@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 SECRETIVE = ("GP_", "KERNEL_", "JUPYTER_", "SSH_", "IPYTHON")
 """Variables of the developer's own that shall not reach a test."""
@@ -41,6 +44,16 @@ class Desk:
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         own = {name: value for name, value in os.environ.items() if not name.startswith(SECRETIVE)}
         return {**own, **self.settings, **(extra or {})}
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """This process sits at the desk, before the fixtures of a test: a class of jupyter_kernel_test starts its kernel once for all."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name in [name for name in os.environ if name.startswith(("GP_", "KERNEL_", "JUPYTER_"))]:
+                patch.delenv(name)
+            for name, value in self.settings.items():
+                patch.setenv(name, value)
+            yield
 
     def install(self, name: str, *options: str, **config: Any) -> str:
         """Run `jupyter ssh-spec install` as users do, then set what only kernel.json can say."""

@@ -20,6 +20,9 @@ import websocket
 
 from tests.applications.desk import JUPYTER, Desk
 
+UNUSED_EXTENSIONS = ("jupyter_lsp", "jupyterlab", "notebook_shim")
+"""Each costs time at every start; that nothing is amiss beside them is for the tests with a browser."""
+
 
 class JupyterServer:
     """Runs from construction to `stop()`. `options` are those of its command line.
@@ -42,6 +45,8 @@ class JupyterServer:
         self._log_path = desk.directory / f"{application}-{uuid.uuid4().hex[:8]}.log"
         fixed = ["--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={free_port()}"]
         fixed += ["--log-level=DEBUG"]
+        if application == "server":
+            fixed += [f"--ServerApp.jpserver_extensions={dict.fromkeys(UNUSED_EXTENSIONS, False)}"]
         fixed += [f"--ServerApp.root_dir={root_dir or desk.directory}", "--KernelRestarter.time_to_dead=0.5"]
         with self._log_path.open("wb") as log:
             self.process = subprocess.Popen(

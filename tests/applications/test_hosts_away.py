@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,20 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("no_kernels_left")]
 
+IMPATIENT = {"GP_CONNECT_TIMEOUT": "5", "GP_KEEPALIVE_INTERVAL": "1"}
 ON_HOST2 = {"KERNEL_REMOTE_HOST": "host2"}
 BACK = 40
 """Seconds within which a kernel goes on when its host is back: an attempt to connect may just have begun in vain."""
+
+
+@pytest.fixture
+def start_server(start_server: START) -> START:
+    """Servers that soon notice that a host is away, and that it is back."""
+
+    def start(*options: str, extra: Mapping[str, str] | None = None) -> JupyterServer:
+        return start_server(*options, extra={**IMPATIENT, **(extra or {})})
+
+    return start
 
 
 @contextlib.contextmanager
@@ -80,13 +91,19 @@ def notebook_with_x(server: JupyterServer, path: str, value: int) -> tuple[dict[
     return session, kernel_id
 
 
+def left_behind(start_server: START, value: int) -> tuple[dict[str, Any], str]:
+    """The same on host2, of a server that has been killed since."""
+    server = start_server(extra=ON_HOST2)
+    found = notebook_with_x(server, "far.ipynb", value)
+    kill(server)
+    return found
+
+
 def test_kernels_of_a_host_that_is_away_are_there_at_the_first_answer(
     cluster: Cluster, start_server: START
 ) -> None:
     """If it fails: open pages call living kernels dead for good, and pages that are opened meanwhile start others."""
-    server = start_server(extra=ON_HOST2)
-    session, kernel_id = notebook_with_x(server, "far.ipynb", 7)
-    kill(server)
+    session, kernel_id = left_behind(start_server, 7)
     begun = time.monotonic()
     kill(start_server("--DistributedProvisioner.adopt_kernels=False"))
     usual = time.monotonic() - begun
@@ -119,9 +136,7 @@ def test_without_the_file_kernels_appear_when_their_host_is_back(
     cluster: Cluster, desk: Desk, start_server: START
 ) -> None:
     """If it fails: a file that is only a comfort has become what kernels hang on."""
-    server = start_server(extra=ON_HOST2)
-    _, kernel_id = notebook_with_x(server, "far.ipynb", 8)
-    kill(server)
+    _, kernel_id = left_behind(start_server, 8)
     written_down(desk, kernel_id).unlink()
     with away(cluster["host2"]):
         again = start_server()
@@ -151,9 +166,7 @@ def test_a_kernel_that_is_shut_down_while_its_host_is_away_does_not_come_back(
     cluster: Cluster, start_server: START
 ) -> None:
     """If it fails: who shuts a kernel down has it again some minutes later, or it computes for nobody."""
-    server = start_server(extra=ON_HOST2)
-    session, kernel_id = notebook_with_x(server, "far.ipynb", 1)
-    kill(server)
+    session, kernel_id = left_behind(start_server, 1)
     with away(cluster["host2"]):
         again = start_server()
         assert again.request("DELETE", f"/api/sessions/{session['id']}")[0] == 204
@@ -191,9 +204,7 @@ def test_a_kernel_that_did_not_outlive_its_hosts_absence_is_told_of(
     cluster: Cluster, start_server: START
 ) -> None:
     """If it fails: after a power failure notebooks show kernels that do not exist, and nobody says why."""
-    server = start_server(extra=ON_HOST2)
-    _, kernel_id = notebook_with_x(server, "far.ipynb", 1)
-    kill(server)
+    _, kernel_id = left_behind(start_server, 1)
     cluster["host2"].power_off()
     try:
         again = start_server(extra=ON_HOST2)

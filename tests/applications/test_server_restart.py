@@ -9,7 +9,7 @@ import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from distributed_provisioner.testing.namespaces import Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("no_kernels_left")]
+
+
+def left_behind(start_server: START, **arguments: Any) -> str:
+    """A kernel whose server has been killed since."""
+    server = start_server(**arguments)
+    kernel_id = server.start_kernel()
+    kill(server)
+    return kernel_id
 
 
 def test_a_killed_server_finds_its_kernel_and_notebook_again(
@@ -132,9 +140,7 @@ def test_a_restart_after_it_has_the_environment_and_directory_of_the_start(
 
 def test_a_kernel_that_dies_after_it_is_started_again(cluster: Cluster, start_server: START) -> None:
     """If it fails: nobody watches kernels that were found again."""
-    server = start_server(extra={"KERNEL_REMOTE_HOST": "host1"})
-    kernel_id = server.start_kernel()
-    kill(server)
+    kernel_id = left_behind(start_server, extra={"KERNEL_REMOTE_HOST": "host1"})
     again = start_server()
     with again.channels(kernel_id) as channels:
         inner = int(channels.run("import os; print(os.getpid())"))
@@ -233,9 +239,7 @@ def test_a_second_server_leaves_a_living_one_its_kernels(start_server: START) ->
 
 def test_adoption_can_be_turned_off(cluster: Cluster, start_server: START) -> None:
     """If it fails: who does not want kernels of an earlier run has them."""
-    server = start_server()
-    kernel_id = server.start_kernel()
-    kill(server)
+    kernel_id = left_behind(start_server)
     assert kernels(start_server(extra={"GP_ADOPT_KERNELS": "false"})) == {}
     assert running(cluster, kernel_id)  # its lease runs
     again = start_server()
@@ -281,9 +285,7 @@ def test_an_orderly_stop_keeps_kernels_where_that_is_wanted(
 
 def test_a_kernel_that_died_meanwhile_is_told_of_and_not_there(cluster: Cluster, start_server: START) -> None:
     """If it fails: a dead kernel is shown as a living one, or nobody learns what became of it."""
-    server = start_server(extra={"KERNEL_REMOTE_HOST": "host1"})
-    kernel_id = server.start_kernel()
-    kill(server)
+    kernel_id = left_behind(start_server, extra={"KERNEL_REMOTE_HOST": "host1"})
     (process,) = running(cluster, kernel_id)
     os.kill(process, signal.SIGKILL)
     assert wait_until(lambda: not running(cluster, kernel_id))

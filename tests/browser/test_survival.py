@@ -44,6 +44,14 @@ def until_quiet(page: LabPage, cell: int, last: int | str) -> None:
     time.sleep(QUIET / 4)
 
 
+def kill_in_the_silence(lab: LabServer, page: LabPage, last: int) -> None:
+    """Start the first cell, and kill the server when it has printed `last` and is silent."""
+    page.start(0)
+    until_quiet(page, 0, last)
+    page.hurry()
+    lab.kill()
+
+
 def numbers(start: int, stop: int) -> list[str]:
     return [str(n) for n in range(start, stop)]
 
@@ -95,10 +103,7 @@ def test_a_cell_that_ended_while_the_server_was_down_is_shown_as_it_ended(
     """If it fails: a notebook is busy for ever, or lacks the last lines, when its server was away at the wrong moment."""
     page = open_notebook("ended.ipynb", count(0, 25, 10), SHOW)
     kernel = page.wait_until_idle().kernel
-    page.start(0)
-    until_quiet(page, 0, 10)
-    page.hurry()
-    lab.kill()
+    kill_in_the_silence(lab, page, 10)
     time.sleep(QUIET + 4)  # the rest of the cell takes that long
     lab.start()
     page.wait_for_server()
@@ -129,7 +134,7 @@ def test_an_open_page_goes_on_after_an_upgrade_of_the_server(
 ) -> None:
     """If it fails: servers cannot be upgraded while their users compute, though `on_server_stop` says that kernels are kept."""
     desk.install("ssh_keep", "--remote-hosts", "host1", on_server_stop="keep")
-    page = open_notebook("upgrade.ipynb", count(0, 60, 5), SHOW, kernel="ssh_keep")
+    page = open_notebook("upgrade.ipynb", count(0, 40, 5), SHOW, kernel="ssh_keep")
     kernel = page.wait_until_idle().kernel
     page.start(0)
     until_quiet(page, 0, 5)
@@ -138,7 +143,7 @@ def test_an_open_page_goes_on_after_an_upgrade_of_the_server(
     page.wait_for_state(connection="connecting")
     lab.start()
     page.wait_for_server()
-    assert page.wait_until_run(0).split() == numbers(0, 60)
+    assert page.wait_until_run(0).split() == numbers(0, 40)
     assert page.run(1) == "kept\n"
     assert page.wait_until_idle().kernel == kernel
 
@@ -191,10 +196,7 @@ def test_a_host_that_is_away_while_the_server_starts_is_waited_for(
     """If it fails: after a failure that hit server and network alike, open pages call living kernels dead, and new pages start others."""
     page = open_notebook("away.ipynb", count(0, 25, 5), SHOW)
     kernel = page.wait_until_idle().kernel
-    page.start(0)
-    until_quiet(page, 0, 5)
-    page.hurry()
-    lab.kill()
+    kill_in_the_silence(lab, page, 5)
     page.wait_for_state(connection="connecting")
     cluster["host1"].kill_sshd()
     try:

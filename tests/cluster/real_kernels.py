@@ -89,18 +89,25 @@ def host_of(manager: Any) -> str:
 
 
 @asynccontextmanager
-async def running(name: str, **start: Any) -> AsyncIterator[tuple[AsyncKernelManager, AsyncKernelClient]]:
-    """A kernel and a client that is connected; shut down afterwards."""
-    manager = AsyncKernelManager(kernel_name=name)
+async def running(
+    name: str, *, encryption: str = "", ready: float = 30, now: bool = True, **start: Any
+) -> AsyncIterator[tuple[AsyncKernelManager, AsyncKernelClient]]:
+    """A kernel and a client that is connected after at most `ready` seconds; shut down afterwards.
+
+    `encryption` is the manager's `transport_encryption`, where this version of jupyter_client has it.
+    """
+    traits = {"transport_encryption": encryption} if encryption else {}
+    manager = AsyncKernelManager(kernel_name=name, **traits)
     await manager.start_kernel(**start)
     client = manager.client()
     client.start_channels()
     try:
-        await client.wait_for_ready(timeout=30)
+        await client.wait_for_ready(timeout=ready)
         yield manager, client
     finally:
         client.stop_channels()
-        await manager.shutdown_kernel(now=True)
+        if now or manager.has_kernel:
+            await manager.shutdown_kernel(now=now)
 
 
 async def run(client: AsyncKernelClient, code: str, timeout: float = 30) -> str:

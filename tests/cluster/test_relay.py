@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from jupyter_client.asynchronous.client import AsyncKernelClient
-from jupyter_client.manager import AsyncKernelManager
 from tests.cluster.real_kernels import needs_encryption, provisioner_of, run, running, until, write_spec
 
 from distributed_provisioner.models import KernelState
-from distributed_provisioner.ssh import Connections
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -243,18 +241,9 @@ async def test_a_connected_client_loses_nothing_at_a_restart(cluster: Cluster) -
 async def test_an_encrypted_kernel_takes_the_forwards(cluster: Cluster) -> None:
     """Nobody on the way can read it, so nobody can keep it."""
     spec = write_spec(metadata={"supported_encryption": ["curve"]}, kernel_transport="tcp")
-    manager = AsyncKernelManager(kernel_name=spec, transport_encryption="required")
-    await manager.start_kernel()
-    client = manager.client()
-    client.start_channels()
-    try:
-        await client.wait_for_ready(timeout=30)
+    async with running(spec, encryption="required") as (manager, client):
         assert relay_of(manager) == ""
         assert await run(client, "print(1)") == "1"
-    finally:
-        client.stop_channels()
-        await manager.shutdown_kernel(now=True)
-        assert Connections.current()
 
 
 async def test_a_loop_that_prints_faster_than_the_relay_reads_loses_no_line(cluster: Cluster) -> None:
@@ -274,4 +263,6 @@ async def test_a_loop_that_prints_faster_than_the_relay_reads_loses_no_line(clus
 
 
 def until_file(host: Host, name: str) -> None:
-    host.run("sh", "-c", f"for _ in $(seq 200); do test -e {name} && rm {name} && exit; sleep 0.1; done; exit 1")
+    host.run(
+        "sh", "-c", f"for _ in $(seq 200); do test -e {name} && rm {name} && exit; sleep 0.1; done; exit 1"
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,11 +37,7 @@ def desk(cluster: Cluster, session_directory: Path, parts: Parts) -> Iterator[De
     for name in ("ssh_scala", "ssh_scala_spark"):
         env = {"SPARK_HOME": str(parts.spark_home), "SPARK_LOCAL_IP": "127.0.0.1", "SPARK_OPTS": options}
         desk.change(name, env=env)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("GP_", "KERNEL_", "JUPYTER_"))]:
-            patch.delenv(name)
-        for name, value in desk.settings.items():
-            patch.setenv(name, value)
+    with desk.entered():
         yield desk
 
 

@@ -6,8 +6,7 @@ import asyncio
 import json
 import queue
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from jupyter_client.manager import AsyncKernelManager
 
 from tests.applications.desk import Desk
 from tests.cluster.real_kernels import provisioner_of, until
+from tests.cluster.real_kernels import running as running_at_once
 from tests.scala.conftest import PORTS
 from tests.scala.parts import Parts
 
@@ -33,20 +33,8 @@ pytestmark = [
 ]
 
 
-@asynccontextmanager
-async def running(name: str) -> AsyncIterator[tuple[AsyncKernelManager, AsyncKernelClient]]:
-    """A kernel and a client that is connected; the kernel is asked to shut down afterwards."""
-    manager = AsyncKernelManager(kernel_name=name)
-    await manager.start_kernel()
-    client = manager.client()
-    client.start_channels()
-    try:
-        await client.wait_for_ready(timeout=60)
-        yield manager, client
-    finally:
-        client.stop_channels()
-        if manager.has_kernel:
-            await manager.shutdown_kernel()
+running = partial(running_at_once, ready=60, now=False)
+"""A kernel and a client that is connected; the kernel is asked to shut down afterwards."""
 
 
 async def run(client: AsyncKernelClient, code: str) -> str:

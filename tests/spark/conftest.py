@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ import pytest
 from tests.applications.conftest import at_the_desk, desk
 from tests.applications.desk import Desk
 
-from .spark_hosts import SparkPackage, Standalone, find_spark, of_kernels
+from .spark_hosts import SPARK_CONF, SparkPackage, Standalone, find_spark, of_kernels, options_of
 from .yarn_stand_in import YarnStandIn
 
 if TYPE_CHECKING:
@@ -27,11 +26,7 @@ __all__ = ["at_the_desk", "desk"]
 @pytest.fixture(scope="module", autouse=True)
 def desk_for_classes(desk: Desk) -> Iterator[None]:
     """Kernels of jupyter_kernel_test are started once for a class, before the fixtures of a test."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("GP_", "KERNEL_", "JUPYTER_"))]:
-            patch.delenv(name)
-        for name, value in desk.settings.items():
-            patch.setenv(name, value)
+    with desk.entered():
         yield
 
 
@@ -63,6 +58,25 @@ def yarn(cluster: Cluster, spark: SparkPackage, session_directory: Path) -> Yarn
     if shutil.which("javac") is None:
         pytest.skip("the stand-in for YARN needs a JDK, and there is no javac")
     return YarnStandIn(cluster, spark, session_directory)
+
+
+@pytest.fixture(params=["standalone", "yarn"])
+def install_below(request: pytest.FixtureRequest, desk: Desk) -> Callable[..., str]:
+    """Install a kernelspec for host1 whose kernels compute on each of the two clusters; its name."""
+    kind: str = request.param
+    spark_cluster: Standalone | YarnStandIn = request.getfixturevalue(kind)
+
+    def install(prefix: str, *options: str, conf: Mapping[str, str] = SPARK_CONF) -> str:
+        name = f"{prefix}_{kind}"
+        if (desk.kernels / name).exists():
+            return name
+        options += ("--spark", "--remote-hosts", "host1", "--launch-timeout", "100", "--extra-spark-opts")
+        if isinstance(spark_cluster, Standalone):
+            return desk.install(name, *options, options_of(conf), "--spark-master", spark_cluster.url)
+        desk.install(name, *options, options_of(spark_cluster.conf))
+        return desk.change(name, env=spark_cluster.environment)
+
+    return install
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ import asyncio
 from typing import Any
 
 from jupyter_client.asynchronous.client import AsyncKernelClient
+from jupyter_client.manager import AsyncKernelManager
 
-from tests.cluster.real_kernels import until
+from tests.cluster.real_kernels import run, until
 
 EXECUTORS = (
     "print(*set(sc.parallelize(range(2), 2).map(lambda _: __import__('socket').gethostname()).collect()))"
@@ -39,3 +40,12 @@ async def begin(
     await until(lambda: sign in "".join(printed) or task.done(), 60)
     assert not task.done(), f"it ended at once: {printed}"
     return task
+
+
+async def interrupt_a_job(manager: AsyncKernelManager, client: AsyncKernelClient) -> None:
+    """It ends, on the executors too, and the session goes on."""
+    cell = await begin(client)
+    await manager.interrupt_kernel()
+    assert (await asyncio.wait_for(cell, 15))["content"]["ename"] == "KeyboardInterrupt"
+    left = "print(len(sc.statusTracker().getActiveJobsIds()), spark.range(10).count())"
+    assert await run(client, left, 60) == "0 10"

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import jupyter_kernel_test
 import pytest
-from jupyter_client.asynchronous.client import AsyncKernelClient
 
 from tests.applications.desk import Desk
-from tests.cluster.real_kernels import host_of, provisioner_of, run, running, until
+from tests.cluster.real_kernels import host_of, provisioner_of, run, running
+
+from .spark_cells import begin
 
 if TYPE_CHECKING:
     from distributed_provisioner.testing.host import Host
@@ -32,21 +33,6 @@ def _specs(desk: Desk, desk_for_classes: None, irkernel: None) -> None:
 
 def r_processes(host: Host) -> list[str]:
     return [process.command for process in host.processes() if "launch_IRkernel" in process.command]
-
-
-async def reply_of(client: AsyncKernelClient, code: str, when: str = "") -> tuple[asyncio.Task[Any], str]:
-    """Start a cell; once it has printed `when`, the task of its reply and what it printed."""
-    printed: list[str] = []
-
-    def output(message: dict[str, Any]) -> None:
-        if message["msg_type"] == "stream":
-            printed.append(message["content"]["text"])
-
-    task = asyncio.ensure_future(
-        client.execute_interactive(code, timeout=60, output_hook=output, allow_stdin=False)
-    )
-    await until(lambda: when in "".join(printed))
-    return task, "".join(printed)
 
 
 async def test_a_kernel_from_launch_to_shutdown(cluster: Cluster) -> None:
@@ -83,7 +69,7 @@ async def test_interrupts(cluster: Cluster, code: str) -> None:
     async with running("ssh_r") as (manager, client):
         assert await run(client, "kept <- 5; cat(kept)") == "5"
         for _ in range(2):
-            task, _ = await reply_of(client, code, "begun")
+            task = await begin(client, code, "begun")
             await asyncio.sleep(0.3)
             await manager.interrupt_kernel()
             reply = await asyncio.wait_for(task, 15)

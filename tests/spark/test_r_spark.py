@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import io
 import zipfile
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.applications.desk import Desk
 from tests.cluster.real_kernels import host_of, provisioner_of, run, running, until
 
 from .spark_cells import begin
-from .spark_hosts import SPARK_CONF, SparkPackage, Standalone, of_kernels, options_of
-from .yarn_stand_in import YarnStandIn
+from .spark_hosts import SparkPackage, of_kernels
 
 if TYPE_CHECKING:
     from distributed_provisioner.testing.namespaces import Cluster
@@ -41,23 +40,9 @@ def spark_home(cluster: Cluster, spark: SparkPackage) -> str:
     return HOME
 
 
-@pytest.fixture(params=["standalone", "yarn"])
-def spec(request: pytest.FixtureRequest, desk: Desk, spark_home: str) -> str:
-    name = f"r_{request.param}"
-    if (desk.kernels / name).exists():
-        return name
-    options = ["--language", "R", "--spark", "--spark-home", spark_home, "--remote-hosts", "host1"]
-    options += ["--launch-timeout", "90"]
-    if request.param == "standalone":
-        standalone: Standalone = request.getfixturevalue("standalone")
-        desk.install(
-            name, *options, "--spark-master", standalone.url, "--extra-spark-opts", options_of(SPARK_CONF)
-        )
-    else:
-        yarn: YarnStandIn = request.getfixturevalue("yarn")
-        desk.install(name, *options, "--extra-spark-opts", options_of(yarn.conf))
-        desk.change(name, env=yarn.environment)
-    return name
+@pytest.fixture
+def spec(install_below: Callable[..., str], spark_home: str) -> str:
+    return install_below("r", "--language", "R", "--spark-home", spark_home)
 
 
 async def test_a_kernel_from_launch_to_shutdown(spec: str, cluster: Cluster) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.applications.desk import Desk
 from tests.cluster.real_kernels import host_of, until
 from tests.scala.test_kernel import interrupted, run, running
 
-from .spark_hosts import SPARK_CONF, SparkPackage, Standalone, of_kernels, options_of
-from .yarn_stand_in import YarnStandIn
+from .spark_hosts import SPARK_CONF, SparkPackage, of_kernels
 
 if TYPE_CHECKING:
     from distributed_provisioner.testing.namespaces import Cluster
@@ -25,30 +24,12 @@ EXECUTORS = 'sc.parallelize(1 to 2, 2).map(_ => java.net.InetAddress.getLocalHos
 SLOW = "sc.parallelize(1 to 2000, 2).map(x => { Thread.sleep(100); x }).count()"
 
 
-@pytest.fixture(params=["standalone", "yarn"])
-def spec(request: pytest.FixtureRequest, desk: Desk, spark: SparkPackage) -> str:
-    name = f"scala_{request.param}"
+@pytest.fixture
+def spec(install_below: Callable[..., str], spark: SparkPackage) -> str:
     if spark.toree is None:
         pytest.skip("the environment with pyspark has no toree")
-    where = [
-        "--language",
-        "Scala",
-        "--spark",
-        "--spark-home",
-        str(spark.home),
-        "--toree-jar",
-        str(spark.toree),
-    ]
-    where += ["--remote-hosts", "host1", "--launch-timeout", "100"]
-    if request.param == "standalone":
-        standalone: Standalone = request.getfixturevalue("standalone")
-        conf = options_of({**SPARK_CONF, "spark.cores.max": "2"})
-        desk.install(name, *where, "--spark-master", standalone.url, "--extra-spark-opts", conf)
-    else:
-        yarn: YarnStandIn = request.getfixturevalue("yarn")
-        desk.install(name, *where, "--extra-spark-opts", options_of(yarn.conf))
-        desk.change(name, env=yarn.environment)
-    return name
+    options = ("--language", "Scala", "--spark-home", str(spark.home), "--toree-jar", str(spark.toree))
+    return install_below("scala", *options, conf={**SPARK_CONF, "spark.cores.max": "2"})
 
 
 async def test_a_kernel_from_launch_to_shutdown(spec: str, cluster: Cluster) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.applications.desk import Desk
 from tests.cluster.real_kernels import host_of, provisioner_of, run, running, until
 
-from .spark_cells import EXECUTORS, begin
+from .spark_cells import EXECUTORS, interrupt_a_job
 from .spark_hosts import SPARK_CONF, SparkPackage, Standalone, of_kernels, options_of
 
 if TYPE_CHECKING:
@@ -58,16 +58,7 @@ async def test_a_kernel_from_launch_to_shutdown(cluster: Cluster) -> None:
         assert await run(client, "print(sc.appName, sc.master)") == f"{manager.kernel_id} spark://host1:7077"
         assert await run(client, "print(sql('select 6 * 7 as x').first().x)", 60) == "42"
         for _ in range(2):
-            job = await begin(client)
-            await manager.interrupt_kernel()
-            reply = await asyncio.wait_for(job, 15)
-            assert reply["content"]["ename"] == "KeyboardInterrupt"
-            assert (
-                await run(
-                    client, "print(len(sc.statusTracker().getActiveJobsIds()), spark.range(10).count())", 60
-                )
-                == "0 10"
-            )
+            await interrupt_a_job(manager, client)
         await manager.restart_kernel()
         await client.wait_for_ready(timeout=60)
         assert await run(client, "print('x' in globals())") == "False"
@@ -105,10 +96,7 @@ async def test_none_makes_no_session_and_ones_own_is_cancelled_too() -> None:
         )
         own = "from pyspark.sql import SparkSession\nspark = SparkSession.builder.getOrCreate(); sc = spark.sparkContext"
         await run(client, own, 60)
-        job = await begin(client)
-        await manager.interrupt_kernel()
-        assert (await asyncio.wait_for(job, 15))["content"]["ename"] == "KeyboardInterrupt"
-        assert await run(client, "print(len(sc.statusTracker().getActiveJobsIds()))") == "0"
+        await interrupt_a_job(manager, client)
 
 
 async def test_a_session_that_cannot_be_made_is_told_in_the_cell(desk: Desk) -> None:

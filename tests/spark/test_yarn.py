@@ -11,7 +11,7 @@ from jupyter_client.manager import AsyncKernelManager
 from tests.applications.desk import Desk
 from tests.cluster.real_kernels import host_of, run, running, until
 
-from .spark_cells import EXECUTORS, begin
+from .spark_cells import EXECUTORS, interrupt_a_job
 from .spark_hosts import SparkPackage, of_kernels, options_of
 from .yarn_stand_in import YarnStandIn
 
@@ -46,15 +46,7 @@ async def test_a_kernel_from_launch_to_shutdown(yarn: YarnStandIn) -> None:
             await run(client, "print(sc.master, sc.getConf().get('spark.submit.deployMode'))")
             == "yarn client"
         )
-        job = await begin(client)
-        await manager.interrupt_kernel()
-        assert (await asyncio.wait_for(job, 15))["content"]["ename"] == "KeyboardInterrupt"
-        assert (
-            await run(
-                client, "print(len(sc.statusTracker().getActiveJobsIds()), spark.range(10).count())", 60
-            )
-            == "0 10"
-        )
+        await interrupt_a_job(manager, client)
         await manager.restart_kernel()
         await client.wait_for_ready(timeout=60)
         await until(lambda: len(yarn.states()) == ended + 1, 20)

@@ -15,7 +15,7 @@ from tests.cluster.real_kernels import write_spec
 from tests.conftest import own_processes, wait_until
 
 SLOW = ["sh", "-c", "sleep 600; : {connection_file}"]
-READY_LATER = ["sh", "-c", f"sleep 2; exec {sys.executable} -m ipykernel_launcher -f {{connection_file}}"]
+READY_LATER = ["sh", "-c", f"sleep 1; exec {sys.executable} -m ipykernel_launcher -f {{connection_file}}"]
 
 SYNCHRONOUS = """
 manager = KernelManager(kernel_name="slow")
@@ -45,18 +45,18 @@ say("shut down")
 PREFACE = """
 import asyncio, os, sys, time
 from jupyter_client.manager import AsyncKernelManager, KernelManager
-from distributed_provisioner.ssh import wire
+from distributed_provisioner.ssh import control
 
 def say(what):
     print(what, flush=True)
 
-local_command = wire.local_command
+local_command = control.local_command
 
-def counted(marker):
+def counted(marker, run_as=None):
     say("bridge")
-    return local_command(marker)
+    return local_command(marker, run_as)
 
-wire.local_command = counted
+control.local_command = counted
 """
 
 
@@ -71,7 +71,7 @@ class Script:
         environ = {**os.environ, "GP_UNAUTHORIZED_USERS": ""}
         self.process = subprocess.Popen(
             [sys.executable, "-c", PREFACE + code],
-            env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
     def interrupt(self, after: float) -> None:
@@ -84,9 +84,9 @@ class Script:
         self.process.send_signal(signal.SIGINT)
 
     def end(self) -> tuple[list[str], str]:
-        """What it printed after the interrupt, and its errors; `took` is how long it went on."""
+        """What it printed after the interrupt, and its errors; `took` is how long it went on. An `input()` of its own returns."""
         try:
-            output, errors = self.process.communicate(timeout=40)
+            output, errors = self.process.communicate("\n", timeout=40)
         finally:
             self.process.kill()
         self.took = time.monotonic() - self.interrupted
@@ -120,7 +120,7 @@ def test_a_script_that_is_interrupted_ends_at_once_and_leaves_nothing(code: str,
 def test_a_start_that_was_interrupted_is_undone_though_its_loop_stands_still(argv: list[str]) -> None:
     """In a REPL: the kernel that nobody has would run for a day, and `is_alive()` would deny it."""
     write_spec("slow", argv=argv, remote_hosts=["localhost"])
-    script = Script(CAUGHT.format(then="time.sleep(6)"))
+    script = Script(CAUGHT.format(then="input()"))
     script.interrupt(0.5)
     assert wait_until(lambda: not kernels(), 4)
     said, errors = script.end()

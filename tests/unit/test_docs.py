@@ -22,7 +22,13 @@ PACKAGE = Path(distributed_provisioner.__file__).parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 TROUBLES = ROOT / "docs" / "how-to" / "troubleshoot-a-launch.md"
 OTHER_VARIABLES = {
-    *("KERNEL_LAUNCH_TIMEOUT", "KERNEL_ORPHAN_TIMEOUT", "KERNEL_REMOTE_HOST", "KERNEL_USERNAME", "KERNEL_WORKING_DIR"),
+    *(
+        "KERNEL_LAUNCH_TIMEOUT",
+        "KERNEL_ORPHAN_TIMEOUT",
+        "KERNEL_REMOTE_HOST",
+        "KERNEL_USERNAME",
+        "KERNEL_WORKING_DIR",
+    ),
     "KERNEL_EXTRA_SPARK_OPTS",  # run.sh's
 }
 MACHINE_PATH = re.compile(r"/(?:root|work|home/\w+)/")
@@ -100,7 +106,9 @@ def test_shell_examples_parse(block: Block) -> None:
 
 def test_options_on_the_pages_exist() -> None:
     """Every GP_ variable, KERNEL_ variable and configurable of the pages is one that the package knows."""
-    known = {variable for option in OPTIONS for variable in option.environment} | OTHER_VARIABLES | {"KERNEL_ID"}
+    known = (
+        {variable for option in OPTIONS for variable in option.environment} | OTHER_VARIABLES | {"KERNEL_ID"}
+    )
     for page in PAGES:
         if page.name == "benchmarks.md":
             continue  # it names the options of other packages, too
@@ -119,7 +127,9 @@ def test_command_line_options_on_the_pages_exist() -> None:
     for block in blocks("sh", "bash"):
         for line in block.text.splitlines():
             if "ssh-spec install" in line:
-                ours = re.sub(r'"[^"]*"', "", line.partition("#")[0])  # what is in quotes may be another program's
+                ours = re.sub(
+                    r'"[^"]*"', "", line.partition("#")[0]
+                )  # what is in quotes may be another program's
                 assert set(re.findall(r"--([a-z][a-z-]*)", ours)) <= known, line
 
 
@@ -127,12 +137,19 @@ def test_cluster_commands_on_the_pages_exist() -> None:
     """`jupyter ssh-cluster` knows every command and option that the pages give it."""
     from distributed_provisioner.cli.ssh_cluster import SshClusterApp
 
-    lines = [line for block in blocks("sh", "bash") for line in block.text.splitlines() if "jupyter ssh-cluster" in line]
+    lines = [
+        line
+        for block in blocks("sh", "bash")
+        for line in block.text.splitlines()
+        if "jupyter ssh-cluster" in line
+    ]
     assert lines
     for line in lines:
         words = line.partition("#")[0].partition("jupyter ssh-cluster")[2].split()
         app = SshClusterApp.subcommands[words[0]][0]
-        known = {word for flag in app.flags for word in ([flag] if isinstance(flag, str) else flag)} | set(app.aliases)
+        known = {word for flag in app.flags for word in ([flag] if isinstance(flag, str) else flag)} | set(
+            app.aliases
+        )
         assert set(re.findall(r"--([a-z][a-z-]*)", line)) <= known, line
 
 
@@ -149,7 +166,9 @@ def texts_of_the_package() -> list[str]:
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(node.value)
             elif isinstance(node, ast.JoinedStr):
-                found.append("".join(str(v.value) if isinstance(v, ast.Constant) else "…" for v in node.values))
+                found.append(
+                    "".join(str(v.value) if isinstance(v, ast.Constant) else "…" for v in node.values)
+                )
     return found
 
 
@@ -182,3 +201,13 @@ def test_first_block_of_contributing_is_one_command() -> None:
     """Somebody who wants to help starts with one line."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     assert re.search(r"```sh\n(.*?)```", text, re.DOTALL).group(1) == "./run test\n"  # type: ignore[union-attr]
+
+
+def test_contributing_lists_every_mark_of_the_tests() -> None:
+    """If it fails: who wants to run a part of the tests, or is told that a program is missing, does not find out what is needed."""
+    marks = re.search(r"\nmarkers = \[(.*?)\n\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL)
+    assert marks is not None
+    table = (ROOT / "CONTRIBUTING.md").read_text()
+    assert [
+        name for name in re.findall(r'^  "(\w+):', marks[1], re.MULTILINE) if f"`{name}`" not in table
+    ] == []

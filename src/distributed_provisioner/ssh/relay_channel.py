@@ -109,11 +109,11 @@ async def attach_relay(process: RemoteProcess, prefix: str, identity: KernelIden
 
 async def open_stream(line: Line, process: RemoteProcess, kernel_id: str, receiver: Receiver) -> Writer:
     """Raises asyncssh.Error, OSError, ProvisionerError."""
-    if line.connection is None:
+    if line.connection is None and line.forwards_paths:
         loop = asyncio.get_running_loop()
         _, protocol = await loop.create_unix_connection(lambda: _Socket(receiver), process.relay)
         return protocol
-    if line.forwards_paths:
+    if line.connection is not None and line.forwards_paths:
         opening = line.connection.create_unix_connection(lambda: _Channel(receiver), process.relay)
         channel, session = await _closed_if_late(opening, lambda pair: pair[0].close())
         channel.set_write_buffer_limits(WRITE_BUFFER)
@@ -141,13 +141,34 @@ async def _closed_if_late(opening: Awaitable[T], close: Callable[[T], None]) -> 
         raise
 
 
-class _Channel(asyncssh.SSHUNIXSession[bytes]):
+class _End:
+    """What asyncssh's sessions and asyncio's protocols have in common."""
+
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
-        self._channel: asyncssh.SSHUNIXChannel[bytes] | None = None
+        self._writer: asyncssh.SSHUNIXChannel[bytes] | asyncio.Transport | None = None
 
+    def pause_writing(self) -> None:
+        self._receiver.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._receiver.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._receiver.lost(exc)
+
+    def write(self, data: bytes | memoryview) -> None:
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(data)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class _Channel(_End, asyncssh.SSHUNIXSession[bytes]):
     def connection_made(self, chan: asyncssh.SSHUNIXChannel[bytes]) -> None:
-        self._channel = chan
+        self._writer = chan
 
     def data_received(self, data: bytes, datatype: int | None) -> None:
         self._receiver.data_received(data)
@@ -155,50 +176,12 @@ class _Channel(asyncssh.SSHUNIXSession[bytes]):
     def eof_received(self) -> bool:
         return False
 
-    def pause_writing(self) -> None:
-        self._receiver.pause_writing()
 
-    def resume_writing(self) -> None:
-        self._receiver.resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._receiver.lost(exc)
-
-    def write(self, data: bytes | memoryview) -> None:
-        if self._channel is not None and not self._channel.is_closing():
-            self._channel.write(data)
-
-    def close(self) -> None:
-        if self._channel is not None:
-            self._channel.close()
-
-
-class _Socket(asyncio.Protocol):
-    def __init__(self, receiver: Receiver) -> None:
-        self._receiver = receiver
-        self._transport: asyncio.Transport | None = None
-
+class _Socket(_End, asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._writer = transport
         transport.set_write_buffer_limits(WRITE_BUFFER)
 
     def data_received(self, data: bytes) -> None:
         self._receiver.data_received(data)
-
-    def pause_writing(self) -> None:
-        self._receiver.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._receiver.resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._receiver.lost(exc)
-
-    def write(self, data: bytes | memoryview) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
-
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()

@@ -22,7 +22,17 @@ from typing import Any
 from distributed_provisioner.ssh import bootstrap
 
 REMOTE = Path(bootstrap.__file__).parents[1] / "remote"
-MODULES = ("channels", "housekeeping", "listener", "places", "reasons", "relays", "server_listener")
+MODULES = (
+    "admission",
+    "channels",
+    "housekeeping",
+    "listener",
+    "login",
+    "places",
+    "reasons",
+    "relays",
+    "server_listener",
+)
 
 STUB_KERNEL = """
 import json, os, socket, sys, time

@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ import pytest
 
 from distributed_provisioner.ssh import bootstrap
 
-from .driver import Bridge, ListenerError, lives, stub_argv, until
+from .driver import Bridge, ListenerError, changed_listener, lives, stub_argv, until
 
 REMOTE = Path(__file__).parents[3] / "src/distributed_provisioner/remote"
+RECORD = ".local/state/distributed-provisioner/*/listener-1.json"
 
 
 def resident_kilobytes(pid: int) -> int:
@@ -68,25 +68,12 @@ def test_another_server_of_the_user_cannot_take_a_kernels_id(home: Path, bridge:
 
 def test_listener_leaves_when_it_is_not_used(home: Path) -> None:
     """Nothing of ours stays on a host that nobody uses any more."""
-    state = f"import sys; sys.path.insert(0, {str(REMOTE)!r}); import housekeeping, listener; housekeeping.IDLE_EXIT = 0.4; "
-    reader, writer = os.pipe()
-    process = subprocess.Popen(
-        [sys.executable, "-c", state + f"listener.serve('x', {writer})"],
-        pass_fds=(writer,),
-        env={**os.environ, "HOME": str(home)},
-    )
-    os.close(writer)
-    try:
-        assert os.read(reader, 1) == b"+"
-        [record] = home.glob(".local/state/distributed-provisioner/*/listener-1.json")
+    with changed_listener(home, "housekeeping.IDLE_EXIT = 0.4") as pid:
+        [record] = home.glob(RECORD)
         told = json.loads(record.read_text())
-        assert process.wait(10) == 0
+        until(lambda: not lives(pid))
         assert not record.exists()
         assert not Path(told["directory"]).exists()
-    finally:
-        os.close(reader)
-        process.kill()
-        process.wait()
 
 
 # --- processes ---------------------------------------------------------------------------------------------------------------------
@@ -261,27 +248,13 @@ def test_a_directory_that_somebody_else_made_in_its_place_is_not_used(
 
 def test_a_socket_that_was_cleared_away_is_made_again(home: Path) -> None:
     """A cleaner of /tmp must not cut a user off from the kernels."""
-    code = (
-        f"import sys; sys.path.insert(0, {str(REMOTE)!r}); import housekeeping, listener; housekeeping.IDLE_EXIT = 2; "
-        "housekeeping.TOUCH = 0; listener.serve('x', int(sys.argv[1]))"
-    )
-    reader, writer = os.pipe()
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(writer)], pass_fds=(writer,), env={**os.environ, "HOME": str(home)}
-    )
-    os.close(writer)
-    try:
-        assert os.read(reader, 1) == b"+"
-        [record] = home.glob(".local/state/distributed-provisioner/*/listener-1.json")
+    with changed_listener(home, "housekeeping.IDLE_EXIT = 2; housekeeping.TOUCH = 0"):
+        [record] = home.glob(RECORD)
         path = Path(json.loads(record.read_text())["socket"])
         with socket.socket(socket.AF_UNIX) as held:  # used, so that it stays
             held.connect(str(path))
             shutil.rmtree(path.parent)
             until(lambda: Path(json.loads(record.read_text())["socket"]).exists())
-    finally:
-        os.close(reader)
-        process.terminate()
-        process.wait()
 
 
 def test_listener_gives_memory_back_and_refuses_what_nobody_needs(home: Path, bridge: Bridge) -> None:

@@ -328,11 +328,15 @@ def test_a_server_that_breaks_the_rules_is_closed(pair: Pair, case: str) -> None
         elif case == "identities":
             server.sock.sendall(relay_wire.told(relay_wire.TELL, {"tell": "open", "identities": ["xyz"]}))
         else:
-            relay.to_kernel(
-                {"transport": "ipc", "ip": "/nowhere", **{f"{n}_port": 1 for n in relay_wire.CHANNELS}}
-            )
-            for _ in range(100):
-                server.send_piece(0, b"me", b"x" * relay_wire.CHUNK, 0, careless=True)
+            nowhere = {"transport": "ipc", "ip": "/nowhere", **{f"{n}_port": 1 for n in relay_wire.CHANNELS}}
+            with relay.connect() as sock:  # the answer would take as long as a kernel may
+                sock.sendall(relay_wire.told(relay_wire.HELLO, {"protocol": 1, "role": "listener"}))
+                sock.sendall(
+                    relay_wire.told(relay_wire.TELL, {"tell": "connect", "info": nowhere, "name": "k"})
+                )
+                relay.status()
+                for _ in range(100):
+                    server.send_piece(0, b"me", b"x" * relay_wire.CHUNK, 0, careless=True)
     with pytest.raises((EOFError, ConnectionError)):
         server.until(lambda: False)
     Server(relay).connect()
