@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from .authorization import authorize, requested_pin, requesting_user
+from .authorization import USER_VARIABLE, authorize, for_user, requested_pin, requesting_user, shortened
 from .envelope import public_key
 from .errors import ConfigurationError, KernelSpecError
 from .models import KernelTransport, LaunchRequest
@@ -47,7 +47,7 @@ def check_kernel_id(kernel_id: str | None) -> str:
     """
     if not isinstance(kernel_id, str) or not _KERNEL_ID.fullmatch(kernel_id):
         raise ConfigurationError(
-            f"The kernel id {_shortened(kernel_id)} cannot be used: it may have up to 200 letters, digits, '_', '.' and '-', "
+            f"The kernel id {shortened(kernel_id)} cannot be used: it may have up to 200 letters, digits, '_', '.' and '-', "
             "and begins with none of the last two. Choose another one, or none at all."
         )
     return kernel_id
@@ -79,7 +79,7 @@ def kernel_environment(
     for name, value in chosen.items():
         if not name or "=" in name or "\0" in name or "\0" in value:
             raise ConfigurationError(
-                f"The environment variable {_shortened(name)} of the start request has a NUL in it, or '=' in its name. "
+                f"The environment variable {shortened(name)} of the start request has a NUL in it, or '=' in its name. "
                 "No program can be given such a variable: take it out."
             )
     kept = {name: value for name, value in chosen.items() if not _stays_here(name)}
@@ -110,6 +110,8 @@ def build_request(
     environ = server_environment()
     requested = kernel_environment(env, environ, kernel_id, str(kernel_spec.language or ""))
     authorize(requesting_user(requested), settings)
+    configured = settings.remote_hosts
+    settings = for_user(settings, requested if _says_whom(env, environ) else {})
     if not kernel_spec.argv:
         raise KernelSpecError(
             f"Kernel specification '{kernel_name}' cannot be launched: its argv is empty. Put the kernel's command into its kernel.json."
@@ -130,13 +132,16 @@ def build_request(
         argv=argv,
         key=key,
         policy=settings.policy,
+        rotation=configured,
         pin=requested_pin(requested, settings),
         login=settings.login,
         spec_env={str(name): str(value) for name, value in (kernel_spec.env or {}).items()},
         request_env=requested,
         directories=tuple(
             dict.fromkeys(
-                filter(None, (requested.get("KERNEL_WORKING_DIR"), os.fspath(cwd) if cwd else _own_directory()))
+                filter(
+                    None, (requested.get("KERNEL_WORKING_DIR"), os.fspath(cwd) if cwd else _own_directory())
+                )
             )
         ),
         resource_dir=resource_dir,
@@ -153,6 +158,9 @@ def build_request(
         interrupt_target=settings.interrupt_target,
         remote_python=settings.remote_python,
         kernel_log_dir=settings.kernel_log_dir,
+        prefork=settings.prefork,
+        preload=settings.preload,
+        prefork_idle=settings.prefork_idle,
     )
 
 
@@ -197,10 +205,10 @@ def _is_known_for_ipc(argv: Sequence[str], resource_dir: str) -> bool:
     return any(module in ("ipykernel_launcher", "ipykernel") for module in modules)
 
 
+def _says_whom(env: Mapping[str, Any] | None, environ: Mapping[str, str]) -> bool:
+    """Whether somebody has said whom the kernel is for; else it is for the server's own user, who is not to be taken for that."""
+    return bool((env or {}).get(USER_VARIABLE) or environ.get(USER_VARIABLE))
+
+
 def _stays_here(name: str) -> bool:
     return name in _OF_A_MACHINE or name.startswith(_OF_A_LOGIN)
-
-
-def _shortened(text: object) -> str:
-    shown = repr(text)
-    return shown if len(shown) <= 80 else shown[:79] + "…"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import lru_cache
 from typing import Any, Literal
 
 from .errors import ConfigurationError
@@ -16,6 +17,8 @@ CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 Policy = Literal["round-robin", "least-connection"]
 KernelTransport = Literal["ipc", "tcp", "direct"]
 """How a kernel's sockets lie on its host: Unix sockets, loopback TCP, or the host's own address (`transport = "direct"`)."""
+USER_PLACE = "{username}"
+"""In place of the user in an entry of `remote_hosts` or in `remote_user`: whom the kernel is for."""
 
 
 @dataclass(frozen=True, order=True)
@@ -27,6 +30,7 @@ class HostAddress:
     port: int | None = None
 
     @classmethod
+    @lru_cache(maxsize=4096)  # each launch reads its options anew: so all kernels share one object for a host
     def parse(cls, text: str) -> HostAddress:
         """Read an entry.
 
@@ -41,6 +45,10 @@ class HostAddress:
             )
         return cls(match["literal"] or match["bare6"] or match["host"], match["user"], port)
 
+    def for_user(self, name: str) -> HostAddress:
+        """The entry as it is for a kernel of that user."""
+        return replace(self, user=name) if self.user == USER_PLACE else self
+
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.user + '@' if self.user else ''}{host}{f':{self.port}' if self.port else ''}"
@@ -51,6 +59,15 @@ _HOST_ENTRY = re.compile(
     r"(?:\[(?P<literal>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[\w][\w.-]*)|(?P<bare6>[0-9A-Fa-f]*:[0-9A-Fa-f:]*:[0-9A-Fa-f.]*))"
     r"(?<!:)(?::(?P<port>\d{1,5}))?"
 )
+
+
+_ACCOUNT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
+
+
+def is_account_name(text: str) -> bool:
+    """Whether it can be the name of an account, by POSIX's rule (portable characters, no leading dash), and is no number: that could be
+    taken for a uid. Such a name is one word, and no option, in every shell."""
+    return _ACCOUNT.fullmatch(text) is not None and not text.isdigit() and text.strip(".") != ""
 
 
 @dataclass(frozen=True)
@@ -78,6 +95,17 @@ class Login:
     connect_timeout: float = 10.0
     keepalive_interval: float = 4.0
     """Seconds of silence after which a host is asked for a sign of life; after three of these it counts as lost."""
+    run_as: str | None = None
+    """Whose kernels they are, if not those of the user who logs in: reached by sudo once the host is."""
+
+    def for_user(self, name: str) -> Login:
+        """The log-in as it is for a kernel of that user."""
+        return replace(self, user=name) if self.user == USER_PLACE else self
+
+
+def needs_user(address: HostAddress, login: Login) -> bool:
+    """Whether a place is none before it is known whom a kernel is for."""
+    return USER_PLACE in (address.user, login.user if address.user is None else None)
 
 
 @dataclass(frozen=True)
@@ -91,6 +119,8 @@ class LaunchRequest:
     key: str = field(repr=False)
     """The signing key of the kernel's messages."""
     policy: Policy = "round-robin"
+    rotation: tuple[HostAddress, ...] = ()
+    """The hosts as they are configured, for all users alike, whose turns are counted; empty: `hosts`."""
     pin: HostAddress | None = None
     login: Login = field(default_factory=Login)
     spec_env: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -117,6 +147,11 @@ class LaunchRequest:
     kernel_log_dir: str = ""
     output_limit: int = 64 << 20
     """Bytes of its messages that the host keeps while no server is attached."""
+    prefork: bool = False
+    """Whether the host may fork the kernel from a process that has imported what it will need."""
+    preload: tuple[str, ...] = ()
+    """Modules that this process imports beside."""
+    prefork_idle: float = 1800.0
     annotations: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """What the host keeps for the application (plain JSON): a later process of the same server goes on with it."""
 

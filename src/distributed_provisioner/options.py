@@ -72,7 +72,8 @@ OPTIONS: tuple[Option, ...] = (
         "list of hosts",
         ("localhost",),
         "The hosts that kernels are started on. In the environment they are separated by commas. An entry is host, user@host,"
-        " host:port, user@host:port, an alias of your ssh config, or an IPv6 address in brackets. localhost needs no sshd.",
+        " host:port, user@host:port, an alias of your ssh config, or an IPv6 address in brackets. localhost needs no sshd. The user"
+        " {username} stands for what KERNEL_USERNAME says.",
         values.hosts,
         empty_counts=True,
         cli_help="""List of host names on which this kernel can be launched.  Multiple entries must
@@ -160,7 +161,8 @@ written into kernel.json, where it wins over the environment. (GP_LAUNCH_TIMEOUT
         ("GP_REMOTE_USER",),
         "user name",
         "",
-        "The user to log in as, for entries of remote_hosts that name none. Unset means the ssh config's user, else the server's.",
+        "The user to log in as, for entries of remote_hosts that name none. Unset means the ssh config's user, else the server's;"
+        " {username} what KERNEL_USERNAME says.",
         values.login_name,
         default_text="none",
     ),
@@ -206,7 +208,8 @@ written into kernel.json, where it wins over the environment. (GP_LAUNCH_TIMEOUT
         ("GP_IMPERSONATION_ENABLED",),
         "true or false",
         False,
-        "Run kernels as KERNEL_USERNAME by sudo. Comes with a later release: until then, true is refused.",
+        "Run each kernel as the user that KERNEL_USERNAME names: whoever is logged in to the host starts it there by sudo, which needs a"
+        " rule. A launch without KERNEL_USERNAME is refused then.",
         values.flag,
     ),
     Option(
@@ -326,6 +329,34 @@ written into kernel.json, where it wins over the environment. (GP_LAUNCH_TIMEOUT
         "group",
         "Who gets an interrupt: the kernel's process group, or the reported kernel process alone.",
         values.choice("group", "kernel"),
+    ),
+    Option(
+        "prefork",
+        ("GP_PREFORK",),
+        "true or false",
+        True,
+        "Start Python kernels as forks of a process on the host that has imported what they all import. The first kernel of its kind"
+        " starts as usual; so does each that a fork could not be equal to.",
+        values.flag,
+    ),
+    Option(
+        "preload",
+        ("GP_PRELOAD",),
+        "list of modules",
+        (),
+        "What the process that kernels are forked from imports beside: numpy, pandas, matplotlib.pyplot, … In the environment they are"
+        " separated by commas.",
+        values.modules,
+        default_text="nothing",
+        empty_counts=True,
+    ),
+    Option(
+        "prefork_idle",
+        ("GP_PREFORK_IDLE",),
+        "seconds, above 0",
+        1800,
+        "How long a process that kernels are forked from stays while no kernel is started.",
+        values.seconds(zero=False),
     ),
 )
 

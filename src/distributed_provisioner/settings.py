@@ -62,6 +62,9 @@ class Settings:
     kernel_transport: Literal["ipc", "tcp"] | None
     """None means: ipc where the kernel is known to support it."""
     interrupt_target: Literal["group", "kernel"]
+    prefork: bool
+    preload: tuple[str, ...]
+    prefork_idle: float
 
 
 class OptionTrait(TraitType[Any, Any]):
@@ -166,11 +169,6 @@ def resolve(
     def value(name: str) -> Any:
         return OPTION[name].parse(own[name], place(name)) if name in own else server_wide(name)
 
-    if value("impersonation_enabled"):
-        raise ConfigurationError(
-            f"impersonation_enabled is true {place('impersonation_enabled').where}, but running kernels as another user comes"
-            " with a later release: set it to false, or take it out."
-        )
     if value("transport") == "direct" and value("kernel_transport") == "ipc":
         raise ConfigurationError(
             f"kernel_transport is 'ipc' {place('kernel_transport').where}, but transport is 'direct'"
@@ -192,7 +190,7 @@ def resolve(
             keepalive_interval=value("keepalive_interval"),
         ),
         kernel_log_dir=value("kernel_log_dir"),
-        impersonation_enabled=False,
+        impersonation_enabled=value("impersonation_enabled"),
         transport=value("transport"),
         remote_python=value("remote_python"),
         connect_timeout=value("connect_timeout"),
@@ -205,6 +203,9 @@ def resolve(
         allow_plain_text=value("allow_plain_text"),
         kernel_transport=value("kernel_transport") or None,
         interrupt_target=value("interrupt_target"),
+        prefork=value("prefork"),
+        preload=value("preload"),
+        prefork_idle=value("prefork_idle"),
     )
 
 

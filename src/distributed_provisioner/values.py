@@ -72,6 +72,15 @@ def names(value: Any, place: Place) -> frozenset[str]:
     return frozenset(_items(value, place, _SET_KINDS, "a list of user names, or names separated by commas"))
 
 
+def modules(value: Any, place: Place) -> tuple[str, ...]:
+    """Names of Python modules, in order: a list, or text separated by commas."""
+    what = "names of modules, for example numpy,pandas"
+    items = _items(value, place, _LIST_KINDS, what)
+    if not all(part.isidentifier() for item in items for part in item.split(".")):
+        raise place.refuse(value, what)
+    return tuple(dict.fromkeys(items))
+
+
 def seconds(*, zero: bool) -> Callable[[Any, Place], float]:
     """A finite number of seconds, above 0 or, with `zero`, not below it."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,11 +19,7 @@ pytestmark = pytest.mark.cluster
 @pytest.fixture(scope="module", autouse=True)
 def _at_the_desk(desk: Desk) -> Iterator[None]:
     """The kernel of the suite is started once for its class, before the fixtures of a test."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("GP_", "KERNEL_", "JUPYTER_"))]:
-            patch.delenv(name)
-        for name, value in desk.settings.items():
-            patch.setenv(name, value)
+    with desk.entered():
         yield
 
 
@@ -101,8 +96,13 @@ class Debugger:
 
 async def test_the_debugger_stops_at_a_breakpoint() -> None:
     """If it fails: the bug icon of JupyterLab is there (`debugger: true`) and does nothing."""
+    await stop_at_a_breakpoint("ssh_python")
+
+
+async def stop_at_a_breakpoint(name: str) -> None:
+    """Debug a cell of a kernel of this specification."""
     code = "def double(x):\n    y = x * 2\n    return y\nprint(double(21))"
-    async with running("ssh_python") as (_, client):
+    async with running(name) as (_, client):
         info = await client.kernel_info(reply=True, timeout=15)
         assert "debugger" in info["content"]["supported_features"]
         debugger = Debugger(client)

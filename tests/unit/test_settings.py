@@ -102,7 +102,7 @@ WAYS: dict[str, Ways] = {
     "ssh_port": Ways(lambda s: s.login.port, 22, ("2201", 2201), (2202, 2202), ("2203", 2203)),
     "kernel_log_dir": Ways(lambda s: s.kernel_log_dir, "", ("/e", "/e"), ("/c", "/c"), ("~/s", "~/s")),
     "impersonation_enabled": Ways(
-        lambda s: s.impersonation_enabled, False, ("false", False), (False, False), ("0", False)
+        lambda s: s.impersonation_enabled, False, ("true", True), (False, False), ("1", True)
     ),
     "transport": Ways(
         lambda s: s.transport, "ssh", ("direct", "direct"), ("direct", "direct"), ("direct", "direct")
@@ -137,6 +137,15 @@ WAYS: dict[str, Ways] = {
         ("kernel", "kernel"),
         ("kernel", "kernel"),
     ),
+    "prefork": Ways(lambda s: s.prefork, True, ("no", False), (False, False), (False, False)),
+    "preload": Ways(
+        lambda s: s.preload,
+        (),
+        ("numpy, matplotlib.pyplot", ("numpy", "matplotlib.pyplot")),
+        (["numpy"], ("numpy",)),
+        (["numpy", "numpy"], ("numpy",)),
+    ),
+    "prefork_idle": Ways(lambda s: s.prefork_idle, 1800.0, ("60", 60.0), (60, 60.0), (60, 60.0)),
 }
 
 
@@ -298,11 +307,6 @@ def test_least_port_range_size_is_the_servers(monkeypatch: pytest.MonkeyPatch) -
             " environment, or better use keys.",
         ),
         (
-            {"impersonation_enabled": True},
-            "impersonation_enabled is true in kernel.json, but running kernels as another user comes with a later release:"
-            " set it to false, or take it out.",
-        ),
-        (
             {"transport": "direct", "kernel_transport": "ipc"},
             "kernel_transport is 'ipc' in kernel.json, but transport is 'direct' in kernel.json, which needs ports: write tcp or"
             " take kernel_transport out, or set transport to ssh.",
@@ -365,6 +369,9 @@ BAD: dict[str, list[Any]] = {
     "remote_python": ["", "-c", "bin/python", 3, "a\0b"],
     "kernel_transport": ["direct", "udp"],
     "interrupt_target": ["all", ""],
+    "prefork": ["perhaps", 2],
+    "preload": ["not a module", ["numpy;"], 3, "a..b"],
+    "prefork_idle": [0, -1, "long"],
 }
 
 

@@ -15,10 +15,11 @@ from typing import Any
 from ..errors import (
     HostDrainedError,
     HostError,
+    HostUnreachableError,
     LaunchError,
-    LaunchTimeoutError,
     NoHostAvailableError,
     ProvisionerError,
+    RunAsError,
 )
 from ..hosts import HostPool, Reservation
 from ..kernel_log import Log
@@ -92,6 +93,8 @@ class Launch:
         self._pool.ask(host_condition)
         self._tried: dict[HostAddress, HostError] = {}
         self._got_through = False
+        self._waits = False
+        """Whether the host has said of late that it waits for its turn there."""
 
     async def run(self) -> Launched:
         """Ask hosts until one has the kernel.
@@ -118,7 +121,7 @@ class Launch:
                     launched = await self._on_host(reservation)
                 except HostError as error:
                     self._tried[reservation.address] = error
-                    if not isinstance(error, (UnfitHostError, HostDrainedError)):
+                    if not isinstance(error, (UnfitHostError, HostDrainedError, RunAsError)):
                         reservation.failed()
                     self._log.info("host %s was passed over: %s", reservation.address, error)
                 else:
@@ -165,7 +168,7 @@ class Launch:
         with self._phase("ship"):
             bundle = await connection.ship(request.resource_dir) if request.resource_dir else None
         generation = self._next_generation()
-        watch = connection.watch(request.kernel_id, generation, self._watcher(generation))
+        watch = connection.watch(request.kernel_id, generation, self._listening(generation))
         early: Attachment | None = None
         try:
             early = await self._attach_early(connection, transport)
@@ -232,15 +235,38 @@ class Launch:
     ) -> Mapping[str, Any]:
         kept = self._previous if self._stays(connection, transport) else None
         params = question(self.request, connection, generation, transport, kept)
-        limit = self.request.launch_timeout + ANSWER_MARGIN
+        asking = asyncio.ensure_future(connection.request("launch", bundle=bundle, **params))
         try:
-            return await asyncio.wait_for(
-                connection.request("launch", timeout=limit, bundle=bundle, **params), limit + ANSWER_MARGIN
-            )
+            return await self._in_time(asking, str(connection.address))
         except LaunchError as error:
             raise explained(error, self.request, connection.address) from error.__cause__
-        except asyncio.TimeoutError as error:
-            raise explained(LaunchTimeoutError(""), self.request, connection.address) from error
+        finally:
+            if not asking.done():
+                asking.cancel()
+                await asyncio.wait([asking])
+
+    async def _in_time(self, asking: asyncio.Future[dict[str, Any]], host: str) -> Mapping[str, Any]:
+        """The answer. While the kernel waits for its turn on the host, its time does not run. Raises HostUnreachableError."""
+        limit = self.request.launch_timeout + ANSWER_MARGIN
+        while True:
+            self._waits = False
+            done, _ = await asyncio.wait([asking], timeout=limit)
+            if done:
+                return asking.result()
+            if not self._waits:
+                raise HostUnreachableError(
+                    f"{host} did not answer 'launch' within {limit:g} s. It may be overloaded: try again.",
+                    host=host,
+                )
+
+    def _listening(self, generation: int) -> Callable[[KernelEvent], None]:
+        watcher = self._watcher(generation)
+
+        def on_event(event: KernelEvent) -> None:
+            self._waits |= event.kind == "note" and bool(event.status.get("waiting"))
+            watcher(event)
+
+        return on_event
 
     def _nobody(self) -> NoHostAvailableError:
         reasons: dict[str, ProvisionerError] = {str(address): error for address, error in self._tried.items()}

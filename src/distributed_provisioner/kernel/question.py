@@ -47,6 +47,9 @@ def question(
         "annotations": dict(request.annotations),
         "relay": is_relayed(request, transport),
         "output_limit": request.output_limit,
+        "prefork": request.prefork,
+        "preload": list(request.preload),
+        "prefork_idle": request.prefork_idle,
     }
 
 
@@ -59,6 +62,8 @@ def transport_for(request: LaunchRequest, connection: HostConnection) -> KernelT
         return wanted
     if wanted == "ipc" and "tcp" in connection.supports:
         return "tcp"
+    if getattr(connection, "run_as", None):
+        wanted = "tcp"  # its own Unix sockets are out of reach for sshd
     option = "AllowTcpForwarding" if wanted == "tcp" else "AllowStreamLocalForwarding"
     raise UnfitHostError(
         f"sshd on {connection.address} forbids the forwarding that this kernel needs ({wanted}). "

@@ -35,6 +35,7 @@ def read_reply(
                 "log": where.get("log"),
                 "start": where.get("start"),
                 "phases": dict(where.get("phases") or {}),
+                "prefork": dict(where.get("prefork") or {}),
             },
         )
         info = {

@@ -118,7 +118,13 @@ class Starting:
     def _report(self, process: RemoteProcess, previous: RemoteProcess | None) -> None:
         log = self._life.logger()
         times = " ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in self._life.phases.items())
-        log.debug("launched, pid %s: %s", process.pid, times)
+        forked = process.details.get("prefork") or {}
+        how = (
+            "forked"
+            if forked.get("used")
+            else f"cold ({forked.get('why') or 'an older host does not say why'})"
+        )
+        log.debug("launched, pid %s, %s: %s", process.pid, how, times)
         for note in process.notes:
             log.info("%s", note)
         if previous is not None and previous.host != process.host:

@@ -49,7 +49,7 @@ class Kernel:
         "kernel_id", "generation", "kernel_name", "owner", "pid", "start", "kernel_pid", "pgid", "transport", "ip", "ports",
         "directory", "log", "started",
     )  # fmt: skip
-    STATE = ("client", "annotations", "relay", "state", "code", "reason", "detail")
+    STATE = ("client", "annotations", "relay", "prefork", "state", "code", "reason", "detail")
     SECRET = ("key", "signature_scheme", "encryption", "envelope")
     RECORDED = (
         *REPORTED, *STATE, *SECRET, "kernel_start", "log_start", "private_log", "orphan_timeout", "interrupt_target",
@@ -90,6 +90,8 @@ class Kernel:
         """Bytes that its relay keeps while no server is there."""
         self.execution_state = ""
         """As its relay told last."""
+        self.prefork: dict[str, Any] = {"used": False, "why": ""}
+        """Whether it was forked from a template, and if not, why."""
         self.oom_kills: dict[str, int] = {}
         """Counters of its memory cgroups, as they were at its launch."""
         self.asked = False

@@ -126,9 +126,13 @@ class Launch:
         timeout = float(self.request.get("launch_timeout", 30))
         self.program = Program(self.request, kernel, self.listener.places)
         try:
-            await asyncio.wait_for(self.start(), timeout)
+            arrived = time.monotonic()
+            async with self.listener.admission.turn(self.waits):
+                self.phases["turn"] = time.monotonic() - arrived
+                await asyncio.wait_for(self.start(), timeout)
             kernel.state = "running"
             kernel.save()
+            self.listener.prefork.prepare(self.program)
         except asyncio.TimeoutError:
             tail = kernel.log_tail()
             await self.undo()
@@ -153,9 +157,13 @@ class Launch:
             "directory",
             "log",
             "relay",
+            "prefork",
         )
         reply = {name: getattr(kernel, name) for name in names}
         return dict(reply, **kernel.secrets(), notes=self.program.notes, phases=self.phases)
+
+    def waits(self, text: str) -> None:
+        self.listener.tell(self.kernel, "note", text=text, waiting=True)
 
     async def undo(self) -> None:
         self.kernel.reason = self.kernel.reason or "cancelled"
@@ -183,7 +191,8 @@ class Launch:
                 write_connection_file(path, kernel.connection_info())
             ready = time.monotonic()
             self.phases["environment"] = ready - begun
-            program.start(argv, environment, umask)
+            if not await self.listener.prefork.start(program, argv, environment, umask):
+                program.start(argv, environment, umask)
             spawned = time.monotonic()
             self.phases["spawn"] = spawned - ready
             kernel.save()  # a later listener ends what nobody waits for any more

@@ -14,6 +14,7 @@ This file is shipped verbatim together with `server_listener.py`; it needs Pytho
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -75,6 +76,28 @@ def main(argv: list[str] | None = None) -> None:
         os.write(terminal, text.encode())
     os.close(terminal)
     application.start()
+
+
+EARLY = (
+    "ipykernel.debugger", "ipykernel.zmqshell", "IPython.core.completerlib", "IPython.core.debugger", "IPython.core.oinspect",
+    "IPython.extensions.storemagic", "faulthandler", "pdb", "psutil", "sqlite3",
+    "tornado.platform.asyncio",
+)  # fmt: skip
+"""What a kernel imports when it is made, or at its first request."""
+
+
+def import_early(kernel_class_name: str) -> type[Any]:
+    """Import what every kernel imports, for a process that forks them (`prefork_template.py`), and make nothing. The kernel's class."""
+    sys.path.insert(0, HERE)
+    import server_listener  # noqa: F401 # main() takes it from sys.modules, or from here
+
+    while HERE in sys.path:
+        sys.path.remove(HERE)
+    found = load_class(kernel_class_name)
+    for name in ("ipykernel.kernelapp", *EARLY):
+        with contextlib.suppress(ImportError):  # another version has it elsewhere
+            importlib.import_module(name)
+    return found
 
 
 def parse(argv: list[str] | None, server_listener: ModuleType) -> tuple[argparse.Namespace, list[str]]:

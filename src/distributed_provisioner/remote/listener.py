@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 
+from admission import Admission
 from children import Children
 from connections import MAX_LINE, Connection, same_user
 from drain import Drain
@@ -17,6 +18,7 @@ from housekeeping import Housekeeping
 from login import LoginEnvironment
 from operations import Operations
 from places import Places, short_directory
+from prefork import Prefork
 from processes import become_subreaper, in_group, kill_all, kill_group
 from reasons import Reasons
 from relays import Relays
@@ -54,6 +56,8 @@ class Listener:
         self.drain = Drain(places, self.tell_all)
         self.children = Children(self)
         self.relays = Relays(self)
+        self.admission = Admission()
+        self.prefork = Prefork(self)
         self.housekeeping = Housekeeping(self)
         self.operations = Operations(self)
 

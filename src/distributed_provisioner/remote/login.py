@@ -50,7 +50,7 @@ def current_umask() -> int:
 
 def base_environment() -> dict[str, str]:
     """What a login shell starts from: what sshd gave us, or, below another program, only what a login would give."""
-    if "SSH_CONNECTION" in os.environ:
+    if "SSH_CONNECTION" in os.environ and "SUDO_UID" not in os.environ:
         base = {name: value for name, value in os.environ.items() if not name.startswith("SSH_")}
     else:
         base = {

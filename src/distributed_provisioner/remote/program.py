@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from kernels import Kernel
     from places import Places
+    from prefork_kind import Kind
 
 
 class Program:
@@ -29,6 +30,8 @@ class Program:
     def __init__(self, request: dict[str, Any], kernel: Kernel, places: Places) -> None:
         self.request, self.kernel, self.places = request, kernel, places
         self.notes: list[str] = []
+        self.kind: Kind | None = None
+        """Which template could fork it; None where none could."""
 
     def uses_launcher(self) -> bool:
         return any("{response_address}" in item for item in self.request["argv"])

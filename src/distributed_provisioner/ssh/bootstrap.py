@@ -13,9 +13,13 @@ import sys
 import zlib
 from functools import lru_cache
 from importlib import resources
+from typing import Literal
+
+from ..models import is_account_name
 
 SOURCES = (
     "server_listener.py",
+    "admission.py",
     "bridge.py",
     "listener.py",
     "operations.py",
@@ -29,6 +33,10 @@ SOURCES = (
     "launch.py",
     "login.py",
     "places.py",
+    "prefork.py",
+    "prefork_kind.py",
+    "prefork_process.py",
+    "prefork_template.py",
     "processes.py",
     "program.py",
     "reasons.py",
@@ -64,11 +72,16 @@ STUB = (
     "exec(sources[0][1])"
 )
 _FIND = (
-    "PATH=$PATH:/usr/bin:/usr/local/bin:/opt/homebrew/bin; "
     "for p in {pythons}; do "
     'e=$("$p" -I -S -c "import sys;print(sys.executable if sys.version_info>=(3,8) else 1)" </dev/null 2>/dev/null) '
-    '&& [ -x "$e" ] && exec "$e" -I -S -u -c "{stub}" bridge {marker}; '
+    '&& [ -x "$e" ] && {before}exec {sudo}"$e" -I -S -u -c "{stub}" bridge {marker}; '
     "done; echo; echo {marker}-no-python; exit 127"
+)
+_OWN_PATH = "PATH=$PATH:/usr/bin:/usr/local/bin:/opt/homebrew/bin; "
+_COMMON_PATH = (
+    "PATH=/usr/bin:/usr/local/bin:/opt/homebrew/bin:$PATH; "  # a Python that all users may start
+    "command -v sudo >/dev/null 2>&1 || {{ echo; echo {marker}-no-sudo; exit 127; }}; "
+    'id -u "{user}" >/dev/null 2>&1 || {{ echo; echo {marker}-no-user; exit 1; }}; '
 )
 
 
@@ -77,17 +90,37 @@ def new_marker() -> str:
     return secrets.token_hex(16)
 
 
-def remote_command(marker: str) -> str:
-    """The command for the SSH session. Only the marker varies; no name of a host, user or kernel is ever part of it."""
+def remote_command(marker: str, run_as: str | None = None) -> str:
+    """The command for the SSH session. Only the marker varies, and whom sudo runs it as: no other name is ever part of it.
+
+    Raises:
+        ValueError: one of them is not what it has to be.
+    """
+    return f"exec /bin/sh -c '{_script(marker, run_as)}'"
+
+
+def local_command(marker: str, run_as: str | None = None) -> list[str]:
+    """The same for this machine, as an argv."""
+    if (
+        run_as is not None
+    ):  # others may not be able to start our own Python, and the rule for sudo shall be the same everywhere
+        return ["/bin/sh", "-c", _script(marker, run_as)]
+    return [sys.executable or "python3", "-I", "-S", "-u", "-c", STUB, "bridge", marker]
+
+
+def _script(marker: str, run_as: str | None) -> str:
     if not re.fullmatch(r"[0-9a-f]{32}", marker):
         raise ValueError("the marker is not 32 hex digits")
-    script = _FIND.format(pythons=" ".join(PYTHONS), stub=STUB, marker=marker)
-    return f"exec /bin/sh -c '{script}'"
-
-
-def local_command(marker: str) -> list[str]:
-    """The same for this machine, as an argv."""
-    return [sys.executable or "python3", "-I", "-S", "-u", "-c", STUB, "bridge", marker]
+    if run_as is None:
+        return _OWN_PATH + _FIND.format(
+            pythons=" ".join(PYTHONS), stub=STUB, marker=marker, before="", sudo=""
+        )
+    if not is_account_name(run_as):
+        raise ValueError(f"{run_as!r} is not the name of an account")
+    before = f'echo && echo "{marker}-sudo $e" && '
+    sudo = f'sudo -n -H -u "{run_as}" -- '
+    find = _FIND.format(pythons=" ".join(PYTHONS), stub=STUB, marker=marker, before=before, sudo=sudo)
+    return _COMMON_PATH.format(user=run_as, marker=marker) + find
 
 
 @lru_cache(maxsize=1)
@@ -104,10 +137,13 @@ class MarkerSearch:
 
     def __init__(self, marker: str) -> None:
         self._found = b"\n" + marker.encode() + b"\n"
-        self._no_python = b"\n" + marker.encode() + b"-no-python\n"
+        self._said = re.compile(rb"\n" + marker.encode() + rb"-(no-python|no-sudo|no-user|sudo (.*))\n")
         self.noise = b""
         self.done = False
-        self.no_python = False
+        self.trouble: Literal["", "no-python", "no-sudo", "no-user", "sudo"] = ""
+        """What our own command has said is missing there, or that sudo was asked."""
+        self.python = ""
+        """The program that sudo was asked to start."""
 
     def feed(self, data: bytes) -> bytes:
         """The bytes that come after the marker (after it was found: all of them).
@@ -122,7 +158,9 @@ class MarkerSearch:
         if found:
             self.noise, self.done = before, True
             return after
-        self.no_python = self._no_python in self.noise
+        for told in self._said.finditer(self.noise):
+            self.trouble = told[1].decode().split()[0]  # type: ignore[assignment] # one of those above
+            self.python = (told[2] or b"").decode("utf-8", "replace")
         if len(self.noise) > MAX_NOISE:
             raise TooMuchNoise
         return b""
