@@ -97,7 +97,10 @@ def spec_page() -> str:
 
 def cluster_page() -> str:
     parts = [CLUSTER_HEAD]
-    for command, app in (("", SshClusterApp), *((name, each) for name, (each, _) in SshClusterApp.subcommands.items())):
+    for command, app in (
+        ("", SshClusterApp),
+        *((name, each) for name, (each, _) in SshClusterApp.subcommands.items()),
+    ):
         title = f"jupyter ssh-cluster {command}".rstrip()
         parts.append(f"## `{title} --help`\n\n```text\n{help_of(app)}\n```\n")
     return "\n".join(parts)

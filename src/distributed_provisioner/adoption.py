@@ -17,6 +17,7 @@ from .adopted_kernels import adopted_manager, awaiting, leave, register, returne
 from .errors import ConfigurationError
 from .finding import Answer, Found, Place, Search, end_later, newest
 from .kernel_log import Log
+from .models import needs_user
 from .provisioner import DistributedProvisioner
 from .server_files import file_of_this_server
 from .server_hosts import HostHints, use_hints
@@ -279,7 +280,13 @@ def configured_places(server: ServerSettings, specs: Mapping[str, Any], log: Log
             settings.append(resolve(stanza.get("config") or {}, server.configured()))
         except ConfigurationError as error:
             log.warning("kernelspec '%s': no kernels of it are looked for: %s", name, error)
-    places = [Place(host, each.login) for each in settings for host in each.remote_hosts]
+    # Whose kernels may be where the user is left open, the hints know.
+    places = [
+        Place(host, each.login)
+        for each in settings
+        for host in each.remote_hosts
+        if not needs_user(host, each.login)
+    ]
     return list(dict.fromkeys(places))
 
 
@@ -294,8 +301,9 @@ def all_specs(spec_manager: Any) -> dict[str, Any]:
 
 
 def with_password(place: Place, configured: Iterable[Place]) -> Place:
-    """The place as it is configured, if only the password differs: that is written down nowhere."""
+    """The place with the password of the configured one that it is, whomever its kernels are run as: that is written down nowhere."""
     for each in configured:
-        if each == replace(place, login=replace(place.login, password=each.login.password)):
-            return each
+        login = replace(place.login, password=each.login.password)
+        if each == Place(place.address, replace(login, run_as=each.login.run_as)):
+            return Place(place.address, login)
     return place

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from ipaddress import ip_address
 
 from .errors import ConfigurationError, NotAuthorizedError
-from .models import HostAddress
+from .models import USER_PLACE, HostAddress, is_account_name
 from .own_user import own_name
 from .settings import Settings
 
@@ -38,6 +39,49 @@ def authorize(user: str, settings: Settings) -> None:
         )
 
 
+def for_user(settings: Settings, request_env: Mapping[str, str]) -> Settings:
+    """The settings as they are for a kernel of the user whom `KERNEL_USERNAME` names, where it matters to a host who that is.
+
+    Raises:
+        ConfigurationError: it names nobody, or what can be no account's name: it would become part of a command.
+    """
+    why = _needs_user(settings)
+    if not why:
+        return settings
+    user = request_env.get(USER_VARIABLE, "")
+    if not user:
+        raise ConfigurationError(
+            f"{why}, and the start request does not say whom the kernel is for: set {USER_VARIABLE} to the user's name on the hosts."
+        )
+    if not is_account_name(user):
+        raise ConfigurationError(
+            f"{USER_VARIABLE} is {shortened(user)}, which cannot be a user's name on a host: it has to be made of letters, digits, '_',"
+            " '-' and '.', and to begin with neither of the last two."
+        )
+    login = settings.login.for_user(user)
+    return replace(
+        settings,
+        remote_hosts=tuple(host.for_user(user) for host in settings.remote_hosts),
+        login=replace(login, run_as=user) if settings.impersonation_enabled else login,
+    )
+
+
+def _needs_user(settings: Settings) -> str:
+    """Why a launch has to say whom it is for; empty where it need not."""
+    if settings.impersonation_enabled:
+        return "impersonation_enabled is true"
+    for host in settings.remote_hosts:
+        if host.user == USER_PLACE:
+            return f"remote_hosts has {host}"
+    return f"remote_user is {USER_PLACE}" if settings.login.user == USER_PLACE else ""
+
+
+def shortened(text: object) -> str:
+    """For messages."""
+    shown = repr(text)
+    return shown if len(shown) <= 80 else shown[:79] + "…"
+
+
 def requested_pin(request_env: Mapping[str, str], settings: Settings) -> HostAddress | None:
     """The host that `KERNEL_REMOTE_HOST` of the start request pins the kernel to; None where it is unset or empty.
 
@@ -45,6 +89,9 @@ def requested_pin(request_env: Mapping[str, str], settings: Settings) -> HostAdd
         ConfigurationError: see `resolve_pin`.
     """
     text = request_env.get(PIN_VARIABLE, "").strip()
+    user = request_env.get(USER_VARIABLE, "")
+    if text.startswith(f"{USER_PLACE}@") and is_account_name(user):
+        text = user + text[len(USER_PLACE) :]
     return resolve_pin(text, settings) if text else None
 
 

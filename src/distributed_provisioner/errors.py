@@ -74,6 +74,14 @@ class HostSetupError(HostError):
     """The host can be logged in to, but cannot be used: no Python, a forced command, forwarding forbidden, no space."""
 
 
+class RunAsError(HostSetupError):
+    """The host does not let us run kernels as this user; for others it may. `user` is the one who was wanted."""
+
+    def __init__(self, message: str, *, user: str = "", host: str | None = None) -> None:
+        super().__init__(message, host=host)
+        self.user = user
+
+
 class HostDrainedError(HostError):
     """The host is well and takes no new kernels until it is undrained. `reason` is what was said when it was drained."""
 

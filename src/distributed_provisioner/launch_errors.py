@@ -61,16 +61,21 @@ def nobody(reasons: Mapping[str, ProvisionerError], kernel_id: str) -> NoHostAva
     if len(reasons) == 1:
         message = str(*reasons.values())
     elif len(drained) == len(reasons):
-        hosts = ", ".join(f"{host} ({error.reason})" if error.reason else host for host, error in drained.items())
+        hosts = ", ".join(
+            f"{host} ({error.reason})" if error.reason else host for host, error in drained.items()
+        )
         message = (
             f"All {len(reasons)} hosts are drained, so none takes a new kernel: {hosts}. "
             "Let one take kernels again with `jupyter ssh-cluster undrain HOST`, or add another to remote_hosts."
         )
     else:
         lines = "".join(
-            f"\n  {error if str(error).startswith(host) else f'{host}: {error}'}" for host, error in reasons.items()
+            f"\n  {error if str(error).startswith(host) else f'{host}: {error}'}"
+            for host, error in reasons.items()
         )
-        message = f"None of the {len(reasons)} hosts could take the kernel. Mend one of them and try again:{lines}"
+        message = (
+            f"None of the {len(reasons)} hosts could take the kernel. Mend one of them and try again:{lines}"
+        )
     return NoHostAvailableError(message, tried=reasons, kernel_id=kernel_id)
 
 

@@ -55,7 +55,9 @@ def _make() -> Path:
         _remove_abandoned(parent)
         while True:
             directory = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
-            with suppress(OSError):  # another process takes it for an abandoned one in the moment before it is locked
+            with suppress(
+                OSError
+            ):  # another process takes it for an abandoned one in the moment before it is locked
                 handle = _lock(directory)
                 os.stat(directory)
                 break

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import ConfigurationError
-from .models import CHANNELS, HostAddress, LaunchRequest, Login, RemoteProcess
+from .models import CHANNELS, HostAddress, LaunchRequest, Login, RemoteProcess, is_account_name
 
 VERSION = 1
 
@@ -119,11 +119,17 @@ def login_to_json(login: Login) -> dict[str, Any]:
         "port": login.port,
         "connect_timeout": login.connect_timeout,
         "keepalive_interval": login.keepalive_interval,
+        "run_as": login.run_as,
     }
 
 
 def login_from_json(data: Mapping[str, Any], password: str | None) -> Login:
-    """The inverse of `login_to_json`."""
+    """The inverse of `login_to_json`. Raises ConfigurationError for a name that no account has: it would become part of a command."""
+    run_as = data.get("run_as") or None
+    if run_as is not None and not (isinstance(run_as, str) and is_account_name(run_as)):
+        raise ConfigurationError(
+            f"What was kept about a running kernel says that it runs as {run_as!r}, which is no user's name. Start a new one."
+        )
     return Login(
         data["user"],
         password,
@@ -131,6 +137,7 @@ def login_from_json(data: Mapping[str, Any], password: str | None) -> Login:
         int(data["port"]),
         float(data["connect_timeout"]),
         float(data.get("keepalive_interval", Login.keepalive_interval)),
+        run_as,
     )
 
 

@@ -34,9 +34,10 @@ def test_the_command_means_the_same_to_every_login_shell(shell: str) -> None:
 
 def test_the_command_has_no_character_that_a_shell_could_take_amiss() -> None:
     """csh expands `!`, fish reads backslashes inside quotes, and a newline ends a command."""
-    command = bootstrap.remote_command(MARKER)
-    script = command.removeprefix("exec /bin/sh -c '").removesuffix("'")
-    assert not re.search(r"['!\\\n]", script)
+    for user in (None, "alice"):
+        command = bootstrap.remote_command(MARKER, user)
+        script = command.removeprefix("exec /bin/sh -c '").removesuffix("'")
+        assert not re.search(r"['!\\\n]", script)
     assert not re.search(r"[\"'!\\\n$`]", bootstrap.STUB)
 
 
@@ -45,6 +46,25 @@ def test_nothing_but_a_marker_gets_into_the_command() -> None:
     for text in ("x; touch /tmp/x", MARKER.upper(), MARKER + "\n", ""):
         with pytest.raises(ValueError, match="32 hex digits"):
             bootstrap.remote_command(text)
+    for name in (
+        "-u root",
+        "-l",
+        "a;b",
+        "$(x)",
+        "`x`",
+        "a b",
+        "a\n",
+        "#0",
+        "0",
+        "..",
+        "",
+        "a'b",
+        'a"b',
+        "a\\b",
+    ):
+        for command in (bootstrap.remote_command, bootstrap.local_command):
+            with pytest.raises(ValueError, match="not the name of an account"):
+                command(MARKER, name)
     assert bootstrap.new_marker() != bootstrap.new_marker()
 
 

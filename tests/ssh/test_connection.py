@@ -293,7 +293,11 @@ def test_a_request_that_is_too_large_is_refused_before_it_is_sent(run: Run, get:
     connection = get("localhost")
     run(connection.connect())
     with pytest.raises(TooLargeError) as refused:
-        run(connection.request("launch", **launch_params(request_env={"BIG": "hush" * (9 << 18), "SMALL": "x"})))
+        run(
+            connection.request(
+                "launch", **launch_params(request_env={"BIG": "hush" * (9 << 18), "SMALL": "x"})
+            )
+        )
     assert str(refused.value) == (
         "the request 'launch' has 9 MB, at most 8 are taken; the environment variable BIG has 9 MB of it"
     )

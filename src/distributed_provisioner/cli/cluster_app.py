@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from jupyter_client.kernelspec import KernelSpecManager
-from traitlets import Bool
+from traitlets import Bool, Unicode
 from traitlets.config import Config
 from traitlets.config.loader import ArgumentError
 
@@ -71,9 +71,18 @@ class HostsCommand(ClusterApp):
 their own. Without it: the hosts of the configuration, of GP_REMOTE_HOSTS and of
 all kernel specifications that use the distributed provisioner."""
     ).tag(config=True)
+    user = Unicode(
+        help="""Whose kernels to look at, with impersonation or where remote_hosts has
+{username}: this user's, by sudo on the hosts. Without it: those of the user who
+logs in."""
+    ).tag(config=True)
     json_output = Bool(False, help="Print JSON.").tag(config=True)
     flags = {"json": ({"HostsCommand": {"json_output": True}}, json_output.help), **StrictApp.flags}
-    aliases = {"remote-hosts": "HostsCommand.remote_hosts", **StrictApp.aliases}
+    aliases = {
+        "remote-hosts": "HostsCommand.remote_hosts",
+        "as": "HostsCommand.user",
+        **StrictApp.aliases,
+    }
 
     failed = False
     """Whether something was told on standard error, and the exit code is 1."""
@@ -87,7 +96,7 @@ all kernel specifications that use the distributed provisioner."""
 
     def run(self) -> None:
         try:
-            self.known = places(self, self.remote_hosts or None)
+            self.known = places(self, self.remote_hosts or None, self.user)
             self.cluster = Cluster(self.known)
             self.work()
         except ConfigurationError as error:

@@ -7,6 +7,7 @@ from typing import Any
 
 from distributed_provisioner.errors import ConfigurationError
 from distributed_provisioner.kernelspec import find_installed
+from distributed_provisioner.models import is_account_name, needs_user
 from distributed_provisioner.operating import Place
 from distributed_provisioner.settings import OPTION, Settings, SettingsTraits, parse_host_list, resolve
 
@@ -20,11 +21,12 @@ class DistributedProvisioner(SettingsTraits):
     """The options of the provisioner: which hosts, and how to log in to them."""
 
 
-def places(app: StrictApp, override: Sequence[str] | None) -> list[Place]:
+def places(app: StrictApp, override: Sequence[str] | None, user: str = "") -> list[Place]:
     """Every host once, in the order of the configuration, then of the kernel specifications by name.
 
     Args:
         override: the only hosts to take; each with the log-in of the specification that names it, else with the server's.
+        user: whose kernels are meant, if not those of the user who logs in.
 
     Raises:
         ConfigurationError: an option has a value that cannot be used. A kernel specification with one is left out, with a warning.
@@ -45,7 +47,22 @@ def places(app: StrictApp, override: Sequence[str] | None) -> list[Place]:
     order = list(dict.fromkeys(address for settings in known for address in settings.remote_hosts))
     if override is not None:
         order = list(dict.fromkeys(parse_host_list(override, "in --remote-hosts")))
-    return [found.get(address, Place(address, server.login)) for address in order]
+    known_places = [found.get(address, Place(address, server.login)) for address in order]
+    return [_for_user(place, user) for place in known_places]
+
+
+def _for_user(place: Place, user: str) -> Place:
+    if user:
+        if not is_account_name(user):
+            raise ConfigurationError(
+                f"--as is {user!r}, which cannot be a user's name on a host: write the name alone."
+            )
+        return place.for_user(user)
+    if needs_user(place.address, place.login):
+        raise ConfigurationError(
+            f"Whoever logs in to {place.address} depends on whom a kernel is for: say whose kernels you mean with --as USER."
+        )
+    return place
 
 
 def named(known: Sequence[Place], text: str) -> list[Place]:

@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -36,6 +36,10 @@ class Place:
 
     address: HostAddress
     login: Login = field(default_factory=Login)
+
+    def for_user(self, name: str) -> Place:
+        """The same for the kernels of that user, who logs in where the entry says so, else is reached by sudo."""
+        return Place(self.address.for_user(name), replace(self.login.for_user(name), run_as=name))
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,9 @@ class Attachments:
         self._attachments.add(attachment)
         return attachment
 
+    def __len__(self) -> int:
+        return len(self._attachments)
+
     def resume(self, line: Line) -> None:
         for attachment in self._attachments:
             attachment.resume(line)

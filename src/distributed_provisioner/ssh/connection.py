@@ -42,7 +42,10 @@ State = Literal["idle", "connecting", "connected", "lost", "closed"]
 
 
 class HostConnection:
-    """The connection to one host as one user. Get it from `Connections`."""
+    """The connection to one host as one user, and to the listener there of that user or of whom kernels are run as.
+
+    Get it from `Connections`.
+    """
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class HostConnection:
         names: Callable[[], Awaitable[tuple[str, str]]],
     ) -> None:
         self.address = address
+        self.run_as = login.run_as
         self.state: State = "idle"
         self.unreachable_since: float | None = None
         """`time.monotonic()` since when the host could not be asked; None while it can, or was never asked."""
@@ -64,6 +68,7 @@ class HostConnection:
         self._lines = Lines(address, login, handshakes, names, on_event=self._told, on_lost=self._lost)
         self._attempt: asyncio.Task[Welcome] | None = None
         self._waiters = 0
+        self._used = time.monotonic()
         self._returning: asyncio.Task[None] | None = None
         self._watches = Watches()
         self._tasks = Tasks()
@@ -88,6 +93,19 @@ class HostConnection:
         return transport.peer_address if transport is not None else None
 
     @property
+    def idle_for(self) -> float:
+        """Seconds since it was last of use to anybody; 0 while it is."""
+        wanted = len(self._watches) or self._to_end or len(self._attachments) or self._waiters
+        if wanted or self._attempt is not None or self._returning is not None:
+            return 0.0
+        return time.monotonic() - self._used
+
+    @property
+    def is_away(self) -> bool:
+        """Whether it is the host that cannot be reached now, and not a user who is refused there."""
+        return isinstance(self.error, (HostUnreachableError, ConnectionLostError))
+
+    @property
     def condition(self) -> HostCondition:
         """What is known of the host just now. A line that ended with nobody to want it back says nothing about its host."""
         drained = self.drained and self.state == "connected"
@@ -102,6 +120,7 @@ class HostConnection:
         Raises:
             HostError: HostUnreachableError, AuthenticationError, HostKeyError, HostSetupError.
         """
+        self._used = time.monotonic()
         if self.state == "connected" and self.welcome is not None:
             return self.welcome
         if self.state == "closed":
@@ -265,6 +284,7 @@ class HostConnection:
         return await self._connected().open_channel(kernel_id, generation, receiver)
 
     def _connected(self) -> Control:
+        self._used = time.monotonic()
         control = self._lines.control
         if control is None or control.failure is not None:
             raise self._not_connected()

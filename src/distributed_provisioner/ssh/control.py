@@ -24,11 +24,12 @@ from ..errors import (
     TooLargeError,
 )
 from ..traffic import Receiver, Writer
-from .bootstrap import MarkerSearch, TooMuchNoise, new_marker, preface
+from .bootstrap import MarkerSearch, TooMuchNoise, local_command, new_marker, preface, remote_command
 from .channels import Channels
 from .errors import lost
 from .frames import FrameBuffer
 from .listener_errors import exception_of, largest, no_bridge
+from .run_as import RunAs, refused
 from .wire import ProcessWire, SessionWire, Wire
 
 PROTOCOL = 1
@@ -45,6 +46,7 @@ class Control:
         host: the entry, for messages.
         on_event: gets each event.
         on_lost: called once when the channel has ended, with the reason; not after `close()`.
+        run_as: whose listener it is, if not that of the user who logs in.
     """
 
     def __init__(
@@ -52,8 +54,10 @@ class Control:
         host: str,
         on_event: Callable[[dict[str, Any]], None],
         on_lost: Callable[[ProvisionerError], None],
+        run_as: RunAs | None = None,
     ) -> None:
         self.host = host
+        self.run_as = run_as
         self.failure: ProvisionerError | None = None
         self._on_event = on_event
         self._on_lost: Callable[[ProvisionerError], None] | None = on_lost
@@ -71,14 +75,18 @@ class Control:
     async def open_session(self, connection: asyncssh.SSHClientConnection) -> None:
         """Start the bridge over SSH. Raises asyncssh.Error."""
         wire = SessionWire(self._received, self._ended)
-        await wire.open(connection, self._marker)
+        await wire.open(connection, remote_command(self._marker, self._user))
         self._wire = wire
 
     async def open_process(self) -> None:
         """Start the bridge on this machine. Raises OSError."""
         wire = ProcessWire(self._received, self._ended)
-        await wire.open(self._marker)
+        await wire.open(local_command(self._marker, self._user))
         self._wire = wire
+
+    @property
+    def _user(self) -> str | None:
+        return self.run_as.user if self.run_as is not None else None
 
     async def hello(self, owner: str, client: str) -> dict[str, Any]:
         """Ship the listener's source and greet it, all in one go.
@@ -225,7 +233,11 @@ class Control:
             self._over(self._no_bridge())
 
     def _no_bridge(self) -> HostError:
-        return no_bridge(self.host, self._search, self._wire.stderr if self._wire is not None else b"")
+        stderr = self._wire.stderr if self._wire is not None else b""
+        asked_sudo = self._search.trouble not in ("", "no-python") and not self._search.done
+        if self.run_as is not None and asked_sudo:
+            return refused(self.host, self.run_as, self._search, stderr)
+        return no_bridge(self.host, self._search, stderr)
 
     def _over(self, failure: ProvisionerError) -> None:
         if self.failure is not None:

@@ -235,7 +235,11 @@ def _denied(error: BaseException, p: Progress) -> HostError:
     allowed = ", ".join(p.allowed) or "neither keys nor passwords"
     shown = [f"the Kerberos ticket of {p.ticket.owner}"] if p.ticket and p.ticket_shown else []
     tried = ", ".join([*shown, *p.tried]) or "no key, no password"
-    missing = [f"no Kerberos ticket: {p.ticket.problem}"] if p.ticket and p.ticket.problem and _is_about_tickets(p) else []
+    missing = (
+        [f"no Kerberos ticket: {p.ticket.problem}"]
+        if p.ticket and p.ticket.problem and _is_about_tickets(p)
+        else []
+    )
     unusable = [*missing, *p.skipped]
     skipped = f"; not usable: {'; '.join(unusable)}" if unusable else ""
     return AuthenticationError(

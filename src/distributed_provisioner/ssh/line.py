@@ -13,10 +13,12 @@ import asyncssh
 
 from ..errors import HostUnreachableError, ProvisionerError
 from ..models import HostAddress, KernelTransport, Login
+from ..own_user import own_name
 from . import transport as ssh
 from .control import Control
 from .errors import Progress, lost, translate
 from .local import is_local
+from .run_as import RunAs
 from .welcome import Welcome, greet
 
 
@@ -28,7 +30,7 @@ class Line:
     """None: it is this machine."""
     control: Control
     forwards_paths: bool
-    """Whether sshd forwards to Unix sockets."""
+    """Whether the kernels' Unix sockets can be connected to: by sshd's forwarding, or from here. Not those of another user."""
 
 
 class Lines:
@@ -104,7 +106,8 @@ class Lines:
             raise translate(error, progress) from error
 
     async def _greet(self) -> Welcome:
-        self.control = control = Control(str(self._address), self._on_event, self._control_lost)
+        run_as = self._run_as()
+        self.control = control = Control(str(self._address), self._on_event, self._control_lost, run_as)
         if self.transport is None:
             await control.open_process()
         else:
@@ -112,6 +115,12 @@ class Lines:
         connection = None if self.transport is None else self.transport.connection
         welcome, self.supports = await greet(control, connection, *await self._names())
         return welcome
+
+    def _run_as(self) -> RunAs | None:
+        """Whom sudo has to be asked for. Nobody may need to be."""
+        own = own_name() if self.transport is None else self.transport.target.user
+        wanted = self._login.run_as
+        return None if wanted in (None, own) else RunAs(wanted, own)
 
     def _transport_lost(self, transport: ssh.SSHTransport, error: BaseException | None) -> None:
         if transport is self.transport:

@@ -72,7 +72,7 @@ def no_bridge(host: str, search: MarkerSearch, stderr: bytes) -> HostError:
     """The remote command has not run as it should: with the host's own words, and what it may be."""
     said = words(search.noise + b"\n" + stderr)
     told = f" It said instead: {said}" if said else " It said nothing."
-    if search.no_python:
+    if search.trouble == "no-python":
         return HostSetupError(
             f"{host} has no Python 3.8 or newer (looked for {', '.join(PYTHONS)} on the PATH and in /usr/bin, "
             "/usr/local/bin and /opt/homebrew/bin). Install python3 there, or put it on the PATH of non-interactive shells.",

@@ -1,9 +1,10 @@
-"""The connections of this process, one for each user and host."""
+"""The connections of this process, one for each user who logs in, user whom kernels are run as, and host."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import ClassVar
 
 from ..errors import ConnectionLostError
@@ -14,6 +15,8 @@ from .beside import beside
 from .connection import HostConnection
 from .transport import Handshakes
 
+IDLE = 600.0
+"""Seconds after which a connection for another user than the one who logs in is let go, when it carries nothing: there may be many."""
 LAST_WORDS = 0.1
 """Seconds for what was said in the moment before the process ends: `jupyter console` asks its kernel to end, and is gone."""
 
@@ -27,6 +30,7 @@ class Connections:
         self._names: asyncio.Task[tuple[str, str]] | None = None
         self.closed = False
         self._handshakes = Handshakes()
+        self._closing: set[asyncio.Future[None]] = set()
         self._connections: dict[tuple[HostAddress, Login], HostConnection] = {}
 
     @classmethod
@@ -58,17 +62,30 @@ class Connections:
             )
         found = self._connections.get((address, login))
         if found is None or found.state == "closed":
+            self._let_idle_go()
             found = HostConnection(address, login, self._handshakes, self.names)
             self._connections[(address, login)] = found
         return found
 
+    def _let_idle_go(self) -> None:
+        for key, each in list(self._connections.items()):
+            if each.run_as is not None and each.idle_for > IDLE:
+                del self._connections[key]
+                closing = asyncio.ensure_future(each.close())
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
+
     def condition(self, address: HostAddress, login: Login | None) -> HostCondition:
-        """What the connection to a host knows of it; without a log-in, the worst that any connection to it knows."""
-        known = [
-            each.condition
-            for (host, own), each in self._connections.items()
-            if host == address and login in (None, own)
-        ]
+        """What the connection to a host knows of it; without a log-in, the worst that any connection to it knows.
+
+        A host that is away is so for all whom the same log-in runs kernels for; drained it may be for one of them.
+        """
+        known = []
+        for (host, own), each in self._connections.items():
+            if host == address and login in (None, own):
+                known.append(each.condition)
+            elif host == address and login is not None and replace(own, run_as=login.run_as) == login:
+                known.append(HostCondition(unreachable=each.condition.unreachable and each.is_away))
         return max(known, key=lambda one: (one.drained, one.unreachable), default=HostCondition())
 
     def __iter__(self) -> Iterator[HostConnection]:

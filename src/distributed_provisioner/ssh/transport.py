@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
-import signal
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -25,6 +23,7 @@ from .config import CIPHERS, KEEPALIVE_COUNT, Target, find_target
 from .errors import Dropped, Progress, timed_out, translate
 from .host_keys import host_key_error
 from .keys import Keyring
+from .reach import Proxy, ReachTimeout, open_socket, spell
 from .tickets import fetch_ticket, was_shown
 
 FIRST_RETRY = 0.15
@@ -54,7 +53,7 @@ class SSHTransport:
     def __init__(self, target: Target) -> None:
         self.target = target
         self.connections: list[asyncssh.SSHClientConnection] = []
-        self.proxies: list[_Proxy] = []
+        self.proxies: list[Proxy] = []
 
     @property
     def connection(self) -> asyncssh.SSHClientConnection:
@@ -156,7 +155,7 @@ class _Attempt:
             last = hop is target
             self.progress = Progress(
                 host=str(self._address) if last else hop.label,
-                at=_spell(hop.host, hop.port),
+                at=spell(hop.host, hop.port),
                 user=hop.user,
                 via=via,
                 needs_ticket=hop.needs_ticket,
@@ -181,11 +180,11 @@ class _Attempt:
         # A jump host's end ends what goes through it, too; it is told there.
         client = _Client(hop, keyring, progress, partial(self._on_lost, transport) if last else None)
         sock: socket.socket | None = None
-        proxy: _Proxy | None = None
+        proxy: Proxy | None = None
         try:
             if through is None and hop.proxy_command:
                 progress.proxy, progress.at = True, hop.proxy_command
-                proxy = await _Proxy.start(hop.proxy_command)
+                proxy = await Proxy.start(hop.proxy_command)
                 transport.proxies.append(proxy)
                 sock = proxy.sock
                 progress.connected = True
@@ -346,84 +345,3 @@ class _Client(asyncssh.SSHClient):
             for method in self.connection.get_server_auth_methods():
                 if method not in self._progress.allowed:
                     self._progress.allowed.append(method)
-
-
-class _Proxy:
-    """A ProxyCommand: run by sh as ssh does it, its standard input and output a socket of ours."""
-
-    def __init__(self, process: asyncio.subprocess.Process, sock: socket.socket) -> None:
-        self.process = process
-        self.sock = sock
-        self.words = b""
-        self._reading = asyncio.ensure_future(self._read())
-
-    @classmethod
-    async def start(cls, command: str) -> _Proxy:
-        ours, theirs = socket.socketpair()
-        try:
-            process = await asyncio.create_subprocess_exec(
-                "/bin/sh", "-c", f"exec {command}", stdin=theirs.fileno(), stdout=theirs.fileno(),
-                stderr=asyncio.subprocess.PIPE, start_new_session=True,
-            )  # fmt: skip
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        ours.setblocking(False)
-        return cls(process, ours)
-
-    async def last_words(self) -> None:
-        """Give it a moment to say why it ended."""
-        await asyncio.wait([self._reading], timeout=0.3)
-
-    def kill(self) -> None:
-        """End the command and what it has started."""
-        with suppress(OSError):
-            os.killpg(self.process.pid, signal.SIGTERM)
-        self._reading.cancel()
-
-    async def _read(self) -> None:
-        assert self.process.stderr is not None
-        while True:
-            data = await self.process.stderr.read(4096)
-            if not data:
-                return
-            self.words = (self.words + data)[:16384]
-
-
-async def open_socket(hop: Target, found: Sequence[tuple[Any, ...]]) -> socket.socket:
-    """A TCP connection to the first address of the host that answers. Raises OSError (of the first address).
-
-    Args:
-        found: what `socket.getaddrinfo` gave for the host, without a port.
-    """
-    loop = asyncio.get_running_loop()
-    first: OSError | None = None
-    for number, (family, kind, protocol, _, (ip, _port, *rest)) in enumerate(found):
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if hop.bind:
-                sock.bind(hop.bind)
-            # An address that is silent must not keep the next one from being tried.
-            patience = None if number == len(found) - 1 else 2.0
-            await asyncio.wait_for(loop.sock_connect(sock, (ip, hop.port, *rest)), patience)
-            return sock
-        except (OSError, asyncio.TimeoutError) as error:
-            sock.close()
-            if first is None and isinstance(error, OSError) and not isinstance(error, asyncio.TimeoutError):
-                first = error
-        except BaseException:
-            sock.close()
-            raise
-    raise first or TimeoutError()
-
-
-def _spell(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-class ReachTimeout(Exception):
-    """No TCP connection within the limit for that alone."""

@@ -58,12 +58,14 @@ async def greet(
         ConnectionLostError: the line broke.
     """
     if connection is None:
-        return _read(await control.hello(owner, client), control.host), frozenset({"ipc", "tcp", "direct"})
+        ways: set[KernelTransport] = {"ipc", "tcp", "direct"} if control.run_as is None else {"tcp", "direct"}
+        return _read(await control.hello(owner, client), control.host), frozenset(ways)
     by_tcp = asyncio.ensure_future(_forwards_tcp(connection))  # on its way while Python starts there
     try:
         welcome = _read(await control.hello(owner, client), control.host)
         supported: set[KernelTransport] = set()
-        if await _forwards_paths(connection, welcome.socket):
+        # Another user's directory cannot be entered by sshd, which forwards as the user who has logged in.
+        if control.run_as is None and await _forwards_paths(connection, welcome.socket):
             supported.add("ipc")
         if await by_tcp:
             supported.add("tcp")

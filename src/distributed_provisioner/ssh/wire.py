@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import asyncssh
-
-from .bootstrap import local_command, remote_command
 
 MAX_STDERR = 16 << 10
 """Bytes of what the other end complained about that are kept, for error messages."""
@@ -84,11 +83,11 @@ class SessionWire(Wire):
         super().__init__(received, ended)
         self._channel: asyncssh.SSHClientChannel[bytes] | None = None
 
-    async def open(self, connection: asyncssh.SSHClientConnection, marker: str) -> None:
-        """Start the bridge. Raises asyncssh.ChannelOpenError."""
+    async def open(self, connection: asyncssh.SSHClientConnection, command: str) -> None:
+        """Start the bridge by a command line. Raises asyncssh.ChannelOpenError."""
         channel, _ = await connection.create_session(
             lambda: _Session(self),
-            remote_command(marker),
+            command,
             encoding=None,
             request_pty=False,
             env=None,
@@ -138,11 +137,11 @@ class ProcessWire(Wire):
         self._stdin: asyncio.WriteTransport | None = None
         self._gone = asyncio.Event()
 
-    async def open(self, marker: str) -> None:
+    async def open(self, argv: Sequence[str]) -> None:
         """Start the bridge. Raises OSError."""
         loop = asyncio.get_running_loop()
         transport, _ = await loop.subprocess_exec(
-            lambda: _Child(self), *local_command(marker), start_new_session=True, env=_environment()
+            lambda: _Child(self), *argv, start_new_session=True, env=_environment()
         )
         self._transport = transport
         self._stdin = transport.get_pipe_transport(0)  # type: ignore[assignment]
@@ -154,7 +153,8 @@ class ProcessWire(Wire):
     def close(self) -> None:
         super().close()
         if self._transport is not None:
-            self._transport.close()  # kills the bridge, which holds nothing
+            with suppress(PermissionError):  # below sudo it is another user's; the end of its input ends it
+                self._transport.close()  # kills the bridge, which holds nothing
 
     async def wait_closed(self) -> None:
         # asyncio logs a warning about a child whose end it cannot tell to a loop that is closed.

@@ -19,6 +19,7 @@ import pytest
 from distributed_provisioner.cli import ssh_cluster
 from distributed_provisioner.errors import HostDrainedError
 from distributed_provisioner.io_thread import IOThread
+from distributed_provisioner.operating import cluster
 from distributed_provisioner.ssh import Connections
 
 from .cluster_kernels import ask, forget_all, launch, launch_by_another_server, signal_to, status_of
@@ -242,13 +243,17 @@ def test_logs_prints_the_last_lines(run: Runner) -> None:
     assert json.loads(run("logs", kernel_id, "--lines=1", "--json").out) == {"line": "line 4"}
 
 
-def test_logs_follow_prints_each_line_once_and_ends_with_the_kernel(run: Runner) -> None:
+def test_logs_follow_prints_each_line_once_and_ends_with_the_kernel(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Somebody who watches a log would miss lines, or wait for ever."""
+    monkeypatch.setattr(cluster, "LOOK_INTERVAL", 0.1)
+    monkeypatch.setattr(cluster, "STATE_INTERVAL", 0.5)
     kernel_id = launch()
 
     def live() -> None:
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGKILL):
-            time.sleep(1.5)
+            time.sleep(0.6)
             signal_to(kernel_id, number)
 
     thread = threading.Thread(target=live)
