@@ -248,8 +248,11 @@ class Server:
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline and self.process.poll() is None:
             for file in pattern.glob(f"jpserver-{self.process.pid}.json"):
-                with suppress(ValueError):  # it is being written
-                    return str(json.loads(file.read_text())["url"])
+                # It is being written, or the server listens a moment later.
+                with suppress(ValueError, urllib.error.URLError):
+                    url = str(json.loads(file.read_text())["url"])
+                    urllib.request.urlopen(url + "api", timeout=10).close()
+                    return url
             time.sleep(0.05)
         raise AssertionError(self.log.read_text())
 

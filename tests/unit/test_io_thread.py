@@ -177,6 +177,7 @@ def test_a_forked_childs_end_closes_nothing_of_its_parents() -> None:
         assert os.waitpid(child, 0)[1] == 0
         assert asyncio.run(thread.run(echo(process))) == b"still here\\n"
         process.kill()
+        asyncio.run(thread.run(process.wait()))
         """
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import socket
@@ -11,7 +12,7 @@ import sys
 from files import MAX_LOG, added_to, bundle_digest, write_piece
 from kernels import Kernel, OpError, merged
 from launch import Launch
-from places import user_name
+from places import SetupError, user_name
 from processes import ended_at_logout
 from server_listener import PROTOCOL, remove, start_time
 from usage import host_usage, kernels_usage
@@ -236,7 +237,8 @@ class Operations:
 
     async def op_launch(self, connection: Connection, **request: Any) -> Result:
         """Start a kernel and wait until its sockets answer; whatever goes wrong, nothing is left of it."""
-        await self.listener.housekeeping.keep_the_socket()  # its directory is needed now
+        with contextlib.suppress(OSError, SetupError):  # a full disk: that is tried again, and may not matter here
+            await self.listener.housekeeping.keep_the_socket()  # its directory is needed now
         launch = Launch(self.listener, connection, request)
         name = request["kernel_id"], request["generation"]
         self.superseding[name] = launch
