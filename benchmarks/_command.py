@@ -28,6 +28,7 @@ NAMES = (
     "interrupt",
     "restart",
     "idle",
+    "memory",
     "adoption",
     "flood",
     "scale",

@@ -62,6 +62,35 @@ class Running:
         found: Mapping[str, float] = getattr(self.manager.provisioner, "launch_phases", {})
         return found
 
+    @property
+    def host(self) -> str:
+        """Where our provisioner started it; empty for others."""
+        return str(getattr(self._process, "host", ""))
+
+    @property
+    def why_cold(self) -> str | None:
+        """Why our provisioner did not fork it, None where it did. Other tools do not fork."""
+        told: Mapping[str, Any] = getattr(self._process, "details", {}).get("prefork") or {}
+        return None if told.get("used") else str(told.get("why") or "it knows no prefork")
+
+    @property
+    def _process(self) -> Any:
+        return getattr(getattr(self.manager.provisioner, "kernel", None), "process", None)
+
+
+@dataclass
+class Told:
+    """What our provisioner said about the launches of one subject."""
+
+    phases: list[Mapping[str, float]] = field(default_factory=list)
+    cold: list[str] = field(default_factory=list)
+    """Why, for each one that was not forked."""
+
+    def add(self, running: Running) -> None:
+        self.phases.append(running.phases)
+        if running.why_cold is not None:
+            self.cold.append(running.why_cold)
+
 
 async def launch(subject: Subject, number: int = 0) -> Running:
     """From `start_kernel()` to the first `kernel_info_reply`."""
@@ -176,8 +205,30 @@ async def warm_up(subjects: Sequence[Subject]) -> None:
             await running.end()
 
 
+async def warm_templates(subject: Subject, hosts: int = 1) -> None:
+    """Launch until a kernel has been forked on each of so many hosts: the first launch is cold, and has its template made.
+
+    Raises:
+        RuntimeError: that does not come; the text is the host's reason.
+    """
+    forked, why, number = set[str](), "", 0
+    deadline = time.monotonic() + PATIENCE
+    while len(forked) < hosts:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{subject.name}: kernels still start cold: {why}")
+        running = await launch(subject, number)
+        number += 1
+        if running.why_cold is None:
+            forked.add(running.host)
+        else:
+            why = running.why_cold
+        await running.end()
+        if number % hosts == 0:
+            await asyncio.sleep(0.2)
+
+
 async def launch_in_turn(
-    subjects: Sequence[Subject], rounds: int, phases: dict[str, list[Mapping[str, float]]] | None = None
+    subjects: Sequence[Subject], rounds: int, told: dict[str, Told] | None = None
 ) -> dict[str, list[float]]:
     """Launch and end one kernel of each subject per round, alone on the machine; seconds by subject's name."""
     times: dict[str, list[float]] = {subject.name: [] for subject in subjects}
@@ -186,8 +237,8 @@ async def launch_in_turn(
             subject = subjects[index]
             running = await launch(subject, turn)
             times[subject.name].append(running.seconds)
-            if phases is not None:
-                phases.setdefault(subject.name, []).append(running.phases)
+            if told is not None:
+                told.setdefault(subject.name, Told()).add(running)
             await running.end()
     return times
 
@@ -224,6 +275,8 @@ class Burst:
     stall: float
     failures: list[str]
     latencies: list[float]
+    cold: list[str]
+    """Why, for each kernel that was not forked."""
 
 
 async def burst(subject: Subject, count: int, *, answering: bool = True) -> Burst:
@@ -243,9 +296,12 @@ async def burst(subject: Subject, count: int, *, answering: bool = True) -> Burs
     failures: list[str] = []
     ending: list[Awaitable[None]] = []
     latencies: list[float] = []
+    cold: list[str] = []
     for result in results:
         if isinstance(result, Running):
             latencies.append(result.seconds)
+            if result.why_cold is not None:
+                cold.append(result.why_cold)
             ending.append(result.end())
         elif isinstance(result, AsyncKernelManager):
             ending.append(result.shutdown_kernel(now=True))
@@ -254,7 +310,7 @@ async def burst(subject: Subject, count: int, *, answering: bool = True) -> Burs
     for ended in await asyncio.gather(*ending, return_exceptions=True):
         if isinstance(ended, BaseException):
             print(f"  ending a kernel failed: {type(ended).__name__}: {ended}", flush=True)
-    return Burst(wall, beat.longest, failures, latencies)
+    return Burst(wall, beat.longest, failures, latencies, cold)
 
 
 async def faultless_burst(local: Subject, count: int, *, answering: bool = True) -> Burst:

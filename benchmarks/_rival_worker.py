@@ -20,7 +20,15 @@ from typing import Any
 if not __package__:
     sys.path[:1] = [str(Path(__file__).resolve().parents[1] / place) for place in ("", "src")]
 
-from benchmarks._kernels import Subject, burst, faultless_burst, launch, launch_in_turn, warm_up
+from benchmarks._kernels import (
+    Subject,
+    burst,
+    faultless_burst,
+    launch,
+    launch_in_turn,
+    warm_templates,
+    warm_up,
+)
 from benchmarks._world import HOSTS, USER, Processes, World, world
 
 PAUSE = 0.1
@@ -33,10 +41,18 @@ class Setting:
 
     subject: Subject
     notes: list[str] = field(default_factory=list)
+    forks: bool = False
+    """Whether it has something on the hosts that is to be warm."""
 
 
 def ours(place: World) -> Setting:
-    return Setting(Subject("ours", [place.remote(hosts=HOSTS)]))
+    return Setting(
+        Subject("ours", [place.remote(hosts=HOSTS, prefork=True)]),
+        [
+            "its default: kernels are forked from a process on each host that is there before anything is measured."
+        ],
+        forks=True,
+    )
 
 
 def gateway_provisioners(place: World) -> Setting:
@@ -121,6 +137,8 @@ async def measure(
     found["notes"] = setting.notes
     subject, local = setting.subject, Subject("local", [place.local()])
     await warm_up([local, *([subject] * (len(HOSTS) if len(subject.specs) == 1 else 1))])
+    if setting.forks:
+        await warm_templates(subject, len(HOSTS))
     times = await launch_in_turn([local, subject], rounds)
     found["launch"], found["local"] = times[subject.name], times["local"]
     found["poll"] = await questions(subject, asked)

@@ -102,8 +102,11 @@ class World:
             "local_python", [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", QUIET]
         )
 
-    def remote(self, name: str = "remote_python", hosts: Sequence[str] = HOSTS) -> str:
-        """The kernelspec of `jupyter ssh-spec install`: our launcher, here on the hosts' copy of this environment."""
+    def remote(self, name: str = "remote_python", hosts: Sequence[str] = HOSTS, *, prefork: bool) -> str:
+        """The kernelspec of `jupyter ssh-spec install`: our launcher, here on the hosts' copy of this environment.
+
+        Without `prefork` each start is cold, and no process is made on the host that others could be forked from.
+        """
         scripts = self.spec_directory(name) / "scripts"
         scripts.mkdir(parents=True, exist_ok=True)
         for file in ("launch_ipykernel.py", "server_listener.py"):
@@ -111,14 +114,14 @@ class World:
         argv = ["python", "{directory}/scripts/launch_ipykernel.py", "--kernel-id", "{kernel_id}"]
         argv += ["--port-range", "{port_range}", "--response-address", "{response_address}"]
         argv += ["--public-key", "{public_key}", "--kernel-class-name", "ipykernel.ipkernel.IPythonKernel"]
-        return self.spec(name, argv, metadata=stanza(hosts))
+        return self.spec(name, argv, metadata=stanza(hosts, prefork=prefork))
 
     def stub(self, name: str, hosts: Sequence[str] = (), program: str = STUB) -> str:
         """A kernel without CPU, on hosts through our provisioner or, without hosts, by Jupyter's own."""
         directory = self.spec_directory(name)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "stub.py").write_text(program)
-        metadata = stanza(hosts, kernel_transport="ipc") if hosts else {}
+        metadata = stanza(hosts, kernel_transport="ipc", prefork=False) if hosts else {}
         bare = ["-I", "-S"] if program is STUB else []
         argv = ["python", *bare, "{directory}/stub.py", "{connection_file}"]
         return self.spec(name, argv, metadata=metadata)
@@ -230,6 +233,14 @@ def precise_cpu_seconds(pid: int) -> float:
 def resident_megabytes(pid: int) -> float:
     for text in Path(f"/proc/{pid}/status").read_text().splitlines():
         if text.startswith("VmRSS:"):
+            return int(text.split()[1]) / 1000
+    return 0.0
+
+
+def proportional_megabytes(pid: int) -> float:
+    """A process's own memory, and its part of each page that it shares with others."""
+    for text in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if text.startswith("Pss:"):
             return int(text.split()[1]) / 1000
     return 0.0
 

@@ -34,7 +34,7 @@ CELLS = 20
 async def measure(world: World, scale: Scale, report: Report) -> None:
     subjects = {
         "local": Subject("local", [world.local()]),
-        "ours": Subject("ours", [world.remote("remote_host1", ["host1"])]),
+        "ours": Subject("ours", [world.remote("remote_host1", ["host1"], prefork=False)]),
     }
     for kind, code in FLOODS.items():
         slower: dict[str, list[float]] = {name: [] for name in subjects}

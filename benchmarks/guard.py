@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 if not __package__:
@@ -13,7 +14,17 @@ from benchmarks import burst as bursts
 from benchmarks import launch as launches
 from benchmarks import roundtrip
 from benchmarks._command import Scale, main
-from benchmarks._kernels import Running, Subject, burst, checked, launch, launch_in_turn, subscribed, warm_up
+from benchmarks._kernels import (
+    Running,
+    Subject,
+    burst,
+    checked,
+    launch,
+    launch_in_turn,
+    subscribed,
+    warm_templates,
+    warm_up,
+)
 from benchmarks._numbers import Spread, paired_ratios
 from benchmarks._report import TIMES, Report, Row
 from benchmarks._world import HOSTS, World
@@ -34,14 +45,20 @@ Measure = Callable[[], Awaitable[Spread]]
 
 
 async def measure(world: World, scale: Scale, report: Report) -> None:
-    local, ours = Subject("local", [world.local()]), Subject("ours", [world.remote(hosts=HOSTS[:1])])
-    await warm_up([local, ours])
+    local = Subject("local", [world.local()])
+    forked = Subject("forked", [world.remote("forked_python", HOSTS[:1], prefork=True)])
+    ours = Subject("ours", [world.remote("cold_python", HOSTS[:1], prefork=False)])
+    await warm_up([local, forked, ours])
+    await warm_templates(forked)
 
-    async def launched() -> Spread:
-        times = await launch_in_turn([local, ours], scale.rounds(7, 5))
-        return paired_ratios(times["ours"], times["local"])
+    async def launched(subject: Subject) -> Spread:
+        times = await launch_in_turn([local, subject], scale.rounds(7, 5))
+        return paired_ratios(times[subject.name], times["local"])
 
-    report.rows.append(await judged("launch", launched, launches.BUDGET))
+    report.rows += [
+        await judged("launch", partial(launched, forked), launches.BUDGET),
+        await judged(f"launch{launches.COLD}", partial(launched, ours), launches.COLD_BUDGET),
+    ]
     report.rows.append(await stall(world))
     kernels = {"local": await launch(local), "ours": await launch(ours)}
     try:

@@ -23,8 +23,8 @@ CELL = "import time; print('running', flush=True); time.sleep(60)"
 async def measure(world: World, scale: Scale, report: Report) -> None:
     subjects = [
         Subject("local", [world.local()]),
-        Subject("host over SSH", [world.remote("remote_host1", ["host1"])]),
-        Subject("localhost", [world.remote("remote_localhost", ["localhost"])]),
+        Subject("host over SSH", [world.remote("remote_host1", ["host1"], prefork=False)]),
+        Subject("localhost", [world.remote("remote_localhost", ["localhost"], prefork=False)]),
     ]
     running: list[Running] = []
     try:

@@ -25,7 +25,7 @@ async def measure(world: World, scale: Scale, report: Report) -> None:
     host = world.cluster["host1"]
     rounds = scale.rounds(50, 10)
     local = await launch(Subject("local", [world.local()]))
-    ours = await launch(Subject("host over SSH", [world.remote("remote_host1", ["host1"])]))
+    ours = await launch(Subject("host over SSH", [world.remote("remote_host1", ["host1"], prefork=False)]))
     try:
         base = await ask(local, rounds)
         there = await ask(ours, rounds)

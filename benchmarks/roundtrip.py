@@ -61,8 +61,8 @@ async def measure(world: World, scale: Scale, report: Report) -> None:
     subjects = [
         Subject("local tcp", [world.local()]),
         Subject("local ipc", [world.local()], transport="ipc"),
-        Subject("relay over SSH", [world.remote("remote_host1", ["host1"])]),
-        Subject("relay on localhost", [world.remote("remote_localhost", ["localhost"])]),
+        Subject("relay over SSH", [world.remote("remote_host1", ["host1"], prefork=False)]),
+        Subject("relay on localhost", [world.remote("remote_localhost", ["localhost"], prefork=False)]),
     ]
     running = {}
     try:
