@@ -187,11 +187,13 @@ async def test_a_killed_listener_costs_no_message(host: Host) -> None:
     async with running(write_spec()) as (manager, client):
         request = client.execute(PRINTS.format(0.3))
         await asyncio.sleep(0.5)
-        relays = pids(host, "dp-relay")
+        relays, user = pids(host, "dp-relay"), host.run("id", "-un").stdout.strip()
         listeners = [
             process.pid
             for process in host.processes()
-            if re.search("server_listener.* serve", process.command) and process.pid not in relays
+            if re.search("server_listener.* serve", process.command)
+            and process.pid not in relays
+            and process.user == user  # other tests leave listeners of others
         ]
         assert listeners
         host.run("kill", "-9", *map(str, listeners))

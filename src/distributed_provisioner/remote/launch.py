@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -191,7 +192,7 @@ class Launch:
                 write_connection_file(path, kernel.connection_info())
             ready = time.monotonic()
             self.phases["environment"] = ready - begun
-            if not await self.listener.prefork.start(program, argv, environment, umask):
+            if not await self.listener.prefork.start(program, argv, environment, umask, self.start_relay):
                 program.start(argv, environment, umask)
             spawned = time.monotonic()
             self.phases["spawn"] = spawned - ready
@@ -225,6 +226,12 @@ class Launch:
         server = await asyncio.start_unix_server(reported, path, limit=1 << 20)
         os.chmod(path, 0o600)
         return server
+
+    def start_relay(self) -> None:
+        """Early, while the kernel is forked. Where that fails, `answering` tries again, and says why."""
+        if self.wants_relay() and not self.listener.relays.lives(self.kernel):
+            with contextlib.suppress(OSError):
+                self.listener.relays.start(self.kernel)
 
     async def answering(self) -> None:
         """Return when the kernel can be used, through its relay if it has one."""

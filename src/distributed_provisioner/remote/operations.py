@@ -237,7 +237,9 @@ class Operations:
 
     async def op_launch(self, connection: Connection, **request: Any) -> Result:
         """Start a kernel and wait until its sockets answer; whatever goes wrong, nothing is left of it."""
-        with contextlib.suppress(OSError, SetupError):  # a full disk: that is tried again, and may not matter here
+        with contextlib.suppress(
+            OSError, SetupError
+        ):  # a full disk: that is tried again, and may not matter here
             await self.listener.housekeeping.keep_the_socket()  # its directory is needed now
         launch = Launch(self.listener, connection, request)
         name = request["kernel_id"], request["generation"]

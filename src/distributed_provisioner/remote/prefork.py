@@ -16,7 +16,7 @@ from prefork_process import Template, TemplateFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict
+    from typing import Callable, Dict
 
     from listener import Listener
     from prefork_kind import Key
@@ -48,9 +48,16 @@ class Prefork:
         self.told = ""
 
     async def start(
-        self, program: Program, argv: list[str], environment: Environment, umask: int | None
+        self,
+        program: Program,
+        argv: list[str],
+        environment: Environment,
+        umask: int | None,
+        meanwhile: Callable[[], None],
     ) -> bool:
         """Fork a kernel, if that gives the same as a cold start. Else False: then nothing was started, and `kernel.prefork` says why.
+
+        `meanwhile` is called while it is forked, if it is.
 
         Raises OSError for the kernel's log.
         """
@@ -64,7 +71,7 @@ class Prefork:
             log = program.open_log()
             try:
                 order = {"argv": argv, "environment": environment, "directory": kernel.directory}
-                pid, start, gate = await template.fork(order, log)
+                pid, start, gate = await template.fork(order, log, meanwhile)
             finally:
                 os.close(log)
         except (Unfit, TemplateFailed) as reason:

@@ -18,8 +18,9 @@ LAUNCHER = "launch_ipykernel.py"
 CAN_BE_FORKED = "\ndef import_early("
 """In the text of a launcher that a template can load."""
 FIXED = re.compile(
-    r"(PYTHON|LD_|OMP_|GOMP_|KMP_|MKL_|OPENBLAS_|GOTO_|BLIS_|NUMEXPR_|CUDA_|NVIDIA_|HIP_|ROCR_|XLA_|TF_|NCCL_|MALLOC_|GLIBC_"
-    r"|LC_|LANG|CONDA_).*|TZ|HOME|VIRTUAL_ENV"
+    r"(PYTHON|LD_|OMP_|GOMP_|KMP_|MKL_|OPENBLAS_|GOTO_|BLIS_|VECLIB_|NUMEXPR_|RAYON_|TBB_|CUDA_|NVIDIA_|HIP_|HSA_|ROCR_|XLA_|TF_|TORCH_"
+    r"|PYTORCH_|NCCL_|DNNL_|ONEDNN_|ARROW_|POLARS_|HDF5_|GDAL_|PROJ_|OPENSSL_|SSL_|MALLOC_|TCMALLOC_|MIMALLOC_|GLIBC_|[A-Z]+SAN_OPTIONS"
+    r"|LC_|LANG|CONDA_).*|LOCPATH|GCONV_PATH|TZ|TZDIR|HOME|VIRTUAL_ENV"
 )
 """Variables that interpreters and C libraries read by themselves, when nobody sees it."""
 OF_A_LAUNCH = re.compile(r"(KERNEL|JPY)_.*")
@@ -147,11 +148,38 @@ def situation(pid: int | str, umask: int | None = None) -> dict[str, str]:
 
 
 def memory_is_short() -> bool:
-    """Whether the host has little left; False where nobody can tell."""
+    """Whether the host, or the cgroup that the kernels are in, has little left; False where nobody can tell."""
     found = dict(
         re.findall(r"^(MemTotal|MemAvailable):\s*(\d+) kB", read_text("/proc/meminfo"), re.MULTILINE)
     )
-    if len(found) < 2:
-        return False
-    total, available = int(found["MemTotal"]) << 10, int(found["MemAvailable"]) << 10
-    return available < max(SPARE_MEMORY, SPARE_PART * total)
+    pairs = []
+    if len(found) == 2:
+        pairs.append((int(found["MemTotal"]) << 10, int(found["MemAvailable"]) << 10))
+    pairs += [(limit, limit - used) for limit, used in memory_limits()]
+    return any(available < max(SPARE_MEMORY, SPARE_PART * total) for total, available in pairs)
+
+
+def memory_limits(cgroups: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup") -> list[tuple[int, int]]:
+    """(limit, bytes in use that cannot simply be dropped) of the cgroups that this process is in, from the innermost outwards."""
+    found = []
+    for line in read_text(cgroups).splitlines():
+        number, _, rest = line.partition(":")
+        names, _, path = rest.partition(":")
+        if number == "0" and not names:
+            top, limit_name, usage_name, cache_name = root, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in names.split(","):
+            top, limit_name, usage_name = f"{root}/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cache_name = "total_inactive_file"
+        else:
+            continue
+        parts = [part for part in path.split("/") if part]
+        for depth in range(len(parts), -1, -1):
+            place = os.path.join(top, *parts[:depth])
+            limit, used = (read_text(f"{place}/{name}").strip() for name in (limit_name, usage_name))
+            if (
+                not limit.isdigit() or not used.isdigit() or int(limit) >= 1 << 60
+            ):  # "max", or version 1's word for it
+                continue
+            dropped = re.search(rf"^{cache_name} (\d+)$", read_text(f"{place}/memory.stat"), re.MULTILINE)
+            found.append((int(limit), int(used) - (int(dropped.group(1)) if dropped else 0)))
+    return found

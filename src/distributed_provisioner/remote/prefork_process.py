@@ -80,8 +80,12 @@ class Template:
             READY, lambda: None if self.ready else self.end(f"it has not imported all in {READY:g} s")
         )
 
-    async def fork(self, order: dict[str, Any], log: int) -> tuple[int, int, int]:
+    async def fork(
+        self, order: dict[str, Any], log: int, meanwhile: Callable[[], None]
+    ) -> tuple[int, int, int]:
         """(pid, start time, gate) of a kernel that waits: a byte into the gate lets it go on, and closing that ends it.
+
+        `meanwhile` is called while the template is at work.
 
         Raises TemplateFailed: then there is no kernel, nor will there be one.
         """
@@ -96,6 +100,7 @@ class Template:
         try:
             try:
                 self.send(dict(order, id=number), log, reader)
+                meanwhile()
                 reply = await asyncio.wait_for(answer, ANSWER)
             except (OSError, asyncio.TimeoutError):
                 self.end("it does not answer")

@@ -110,6 +110,7 @@ class Template:
             [sys.executable, os.path.realpath(sys.executable), os.path.join(sys.prefix, "pyvenv.cfg")]
         )
         self.watched.modules()
+        self.watched.files(mapped_files())
         changed = self.watched.changed() or self.watched.newer(self.begun)
         if changed:
             raise Changed(f"{changed} has changed meanwhile")
@@ -255,6 +256,13 @@ class Watched:
             if before is not None and before[0] >= when:
                 return path
         return ""
+
+
+def mapped_files() -> set[str]:
+    """Shared libraries, which are replaced apart from the modules that use them, and whatever else is in memory as a file is."""
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as file:
+        found = {line.rstrip("\n").split(None, 5)[-1] for line in file if "/" in line}
+    return {path for path in found if path.startswith("/") and os.path.isfile(path)}
 
 
 def mark(path: str) -> Mark:

@@ -82,7 +82,9 @@ def test_launch_on_a_full_disk_says_so_and_leaves_nothing(home: Path, bridge: Br
                 assert any("No space left on device" in note for note in kernel["notes"])
                 bridge.request("forget", kernel_id="full", generation=1)
             assert bridge.request("list")["kernels"] == []
-            assert {path.name for path in directory.iterdir()} <= names | {"s"}  # which the small disk has hidden
+            assert {path.name for path in directory.iterdir()} <= names | {
+                "s"
+            }  # which the small disk has hidden
             filled.unlink()
         kernel = bridge.launch(stub_argv())
         assert lives(kernel["pid"])

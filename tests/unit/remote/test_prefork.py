@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import ctypes.util
 import json
 import os
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -262,6 +265,23 @@ def test_after_an_upgrade_forks_have_the_new_package(launches: Launches, library
     )
 
 
+def test_another_shared_library_retires_the_template(launches: Launches, library: Path) -> None:
+    """If it fails: after an upgrade of OpenSSL alone kernels go on with the one that had the hole."""
+    found = ctypes.util.find_library("z") or pytest.skip("no zlib")
+    loaded = ctypes.CDLL(found)
+    paths = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if found in line}
+    assert loaded
+    mine = library / "libmine.so"
+    shutil.copy(os.path.realpath(next(iter(paths))), mine)
+    os.utime(mine, (time.time() - 60, time.time() - 60))
+    write(library / "mine.py", f"import ctypes\nlib = ctypes.CDLL({str(mine)!r})")
+    warm(launches)
+    assert launches.why() == ""
+    shutil.copy(mine, library / "libmine.new")
+    (library / "libmine.new").rename(mine)
+    assert launches.why() == f"{mine} has changed"
+
+
 def test_compiled_files_retire_nothing(launches: Launches, library: Path) -> None:
     """If it fails: each first import of a module costs the next launch its speed."""
     warm(launches)
@@ -333,6 +353,7 @@ OTHER_KINDS: dict[str, dict[str, Any]] = {
     "language": {"spec_env": {"LC_ALL": "C"}},
     "libraries": {"spec_env": {"LD_LIBRARY_PATH": "/nowhere"}},
     "threads": {"spec_env": {"OMP_NUM_THREADS": "1"}},
+    "rules for TLS": {"spec_env": {"OPENSSL_CONF": "/dev/null"}},
     "interpreter's options": {"spec_env": {"PYTHONUTF8": "1"}},
     "preload": {"preload": ["wave"]},
     "another interpreter": {"argv": [os.path.realpath(sys.executable) + "/../python3", *ARGV[1:]]},
@@ -429,6 +450,47 @@ def test_where_memory_is_short_templates_leave(home: Path) -> None:
         assert templates(launches.bridge) == []
         launches.bridge.close()
     with changed_listener(home, "import prefork_kind; prefork_kind.SPARE_MEMORY = 1 << 60"):
+        launches = Launches(Bridge(home))
+        assert launches.why() == "memory is short on this host"
+        launches.bridge.close()
+
+
+CGROUPS = {
+    "version 2": (
+        "0::/a/b",
+        "a",
+        {"memory.max": "900", "memory.current": "800", "memory.stat": "file 9\ninactive_file 300\n"},
+    ),
+    "version 1": (
+        "4:memory:/a/b",
+        "memory/a",
+        {
+            "memory.limit_in_bytes": "900",
+            "memory.usage_in_bytes": "800",
+            "memory.stat": "inactive_file 1\ntotal_inactive_file 300\n",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("version", CGROUPS)
+def test_the_limit_of_a_group_of_processes_counts(tmp_path: Path, home: Path, version: str) -> None:
+    """If it fails: in a session with a limit on its memory templates take what kernels are then killed for."""
+    own, place, files = CGROUPS[version]
+    (tmp_path / "own").write_text(own + "\n")
+    (tmp_path / "root" / place / "b").mkdir(parents=True)
+    for name, text in files.items():
+        (tmp_path / "root" / place / name).write_text(text)
+        unlimited = {"memory.max": "max", "memory.limit_in_bytes": "9223372036854771712"}
+        (tmp_path / "root" / place / "b" / name).write_text(unlimited.get(name, text))
+    code = "import sys, prefork_kind; print(prefork_kind.memory_limits(*sys.argv[1:]))"
+    argv = [sys.executable, "-c", code, str(tmp_path / "own"), str(tmp_path / "root")]
+    told = subprocess.run(
+        argv, env={**os.environ, "PYTHONPATH": str(REMOTE)}, check=True, capture_output=True, text=True
+    )
+    assert told.stdout.strip() == "[(900, 500)]"
+    change = "import prefork_kind; prefork_kind.memory_limits = lambda: [(1 << 40, 1 << 40)]"
+    with changed_listener(home, change):
         launches = Launches(Bridge(home))
         assert launches.why() == "memory is short on this host"
         launches.bridge.close()
