@@ -13,6 +13,7 @@ from typing import Any
 from jupyter_client.kernelspec import KernelSpec, NoSuchKernel
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 
+from .authorization import USER_VARIABLE, user_of
 from .errors import ProvisionerError
 from .finding import Found
 from .persistence import launch_arguments_from_json
@@ -41,6 +42,9 @@ def adopted_manager(kernels: Any, kernel: Found, *, is_there: bool = True) -> An
         )  # fmt: skip
         spec = manager._kernel_spec = KernelSpec(argv=[], **(launch.get("spec") or {}))
     provisioner = manager.provisioner = provisioner_for(manager, spec, kernel.kernel_id)
+    if whose := user_of(provisioner.settings, kernel.process.host, kernel.login):
+        # What was kept with the kernel is in its user's hands, who could write another's name there.
+        manager._launch_args["env"][USER_VARIABLE] = whose
     manager._attempted_start = True
     with suppress(OSError):  # the earlier run's; where it says the same, the manager would not take it in
         os.remove(manager.connection_file)

@@ -17,7 +17,7 @@ from .adopted_kernels import adopted_manager, awaiting, leave, register, returne
 from .errors import ConfigurationError
 from .finding import Answer, Found, Place, Search, end_later, newest
 from .kernel_log import Log
-from .models import needs_user
+from .models import HostAddress, Login, needs_user
 from .provisioner import DistributedProvisioner
 from .server_files import file_of_this_server
 from .server_hosts import HostHints, use_hints
@@ -106,7 +106,9 @@ class Adoption:
             return  # the server is stopping: they are left to the next one
         while not self._arrived.empty():
             answers.append(self._arrived.get())
-        latest, superseded = newest([kernel for answer in answers for kernel in answer.taken])
+        latest, superseded = newest(
+            [kernel for answer in answers for kernel in answer.taken if self._is_its_users(kernel)]
+        )
         for kernel in superseded:
             end_later(kernel)
         taken = [kernel for kernel in latest if self._take(kernel)]
@@ -118,6 +120,22 @@ class Adoption:
             for kernel in list(self._earlier.values()):
                 if kernel.place == answer.place:
                     self._missing(kernel, answer)
+
+    def _is_its_users(self, kernel: Found) -> bool:
+        """Whether it is not known to be somebody else's: a listener is in its user's hands, and could say that it has any kernel."""
+        known = self._earlier.get(kernel.kernel_id)
+        login, host = (known.login, known.process.host) if known is not None else (None, None)
+        if known is None and kernel.kernel_id in self._kernels:
+            provisioner = getattr(self._kernels.get_kernel(kernel.kernel_id), "provisioner", None)
+            if isinstance(provisioner, DistributedProvisioner) and provisioner.kernel.process is not None:
+                login, host = provisioner.kernel.login, provisioner.kernel.process.host
+        if login is None or host is None or whose(host, login) == whose(kernel.process.host, kernel.login):
+            return True
+        self._log.warning(
+            "[kernel=%s host=%s] a listener there says that it has it, but it is another user's: it is left alone",
+            kernel.kernel_id[:4], kernel.process.host,
+        )  # fmt: skip
+        return False
 
     def _take(self, kernel: Found) -> bool:
         """Go on with one kernel; nothing that is wrong with it keeps the server from starting, or the kernel from living."""
@@ -288,6 +306,11 @@ def configured_places(server: ServerSettings, specs: Mapping[str, Any], log: Log
         if not needs_user(host, each.login)
     ]
     return list(dict.fromkeys(places))
+
+
+def whose(host: HostAddress, login: Login) -> tuple[str | None, str | None]:
+    """Whose listener a kernel there has: who logs in, and whom it is run as."""
+    return host.user or login.user, login.run_as
 
 
 def all_specs(spec_manager: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ipaddress import ip_address
 
 from .errors import ConfigurationError, NotAuthorizedError
-from .models import USER_PLACE, HostAddress, is_account_name
+from .models import USER_PLACE, HostAddress, Login, is_account_name
 from .own_user import own_name
 from .settings import Settings
 
@@ -74,6 +74,16 @@ def _needs_user(settings: Settings) -> str:
         if host.user == USER_PLACE:
             return f"remote_hosts has {host}"
     return f"remote_user is {USER_PLACE}" if settings.login.user == USER_PLACE else ""
+
+
+def user_of(settings: Settings, host: HostAddress, login: Login) -> str:
+    """Whom a kernel that runs is for, by where it was found; empty where that makes no difference to a host."""
+    if login.run_as:
+        return login.run_as
+    is_open = settings.login.user == USER_PLACE or any(
+        each.user == USER_PLACE for each in settings.remote_hosts
+    )
+    return (host.user or login.user or "") if is_open else ""
 
 
 def shortened(text: object) -> str:

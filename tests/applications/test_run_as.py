@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from distributed_provisioner.io_thread import IOThread
+from distributed_provisioner.models import HostAddress, Login
+from distributed_provisioner.ssh import Connections
 from tests.applications.desk import Desk
 from tests.applications.restarting import START, kernels, kill, open_notebook, running
 from tests.cluster.accounts import ALICE, BOB, allow, kernels_of, people
@@ -67,6 +70,38 @@ def test_a_killed_server_goes_on_with_another_users_kernel(
     assert last.request("DELETE", f"/api/sessions/{session['id']}")[0] == 204
     assert wait_until(lambda: not running(cluster, kernel_id))
     assert wait_until(lambda: not any(kernels_of(host, ALICE) for host in cluster.hosts))
+
+
+def test_a_user_is_nobody_else_after_a_restart(cluster: Cluster, desk: Desk, start_server: START) -> None:
+    """If it fails: Alice, whose listener keeps what a restart needs, writes Bob's name there, and her kernel is restarted as his."""
+    extra = {**NAMES, "GP_IMPERSONATION_ENABLED": "true"}
+    server = start_server(extra=extra)
+    _, kernel = server.request("POST", "/api/kernels", {"name": "ssh_python"})
+    kernel_id = kernel["id"]  # without a session, which would bring the server's own environment
+    with server.channels(kernel_id) as channels:
+        assert channels.run(WHO) == ALICE
+    kill(server)
+    (name,) = [host.name for host in cluster.hosts if kernels_of(host, ALICE)]
+
+    async def forge() -> None:
+        connection = Connections.current().get(HostAddress(name), Login(run_as=ALICE))
+        await connection.connect()
+        (status,) = (await connection.request("list"))["kernels"]
+        launch = status["annotations"]["launch"]
+        launch["env"]["KERNEL_USERNAME"] = BOB
+        names = {"kernel_id": kernel_id, "generation": status["generation"]}
+        await connection.request("annotate", annotations={"launch": launch}, **names)
+        await Connections.current().close()
+
+    IOThread.current().submit(forge()).result(20)
+    again = start_server(extra=extra)
+    assert list(kernels(again)) == [kernel_id]
+    with again.channels(kernel_id) as channels:
+        assert channels.run(WHO) == ALICE
+        assert again.request("POST", f"/api/kernels/{kernel_id}/restart")[0] == 200
+        assert channels.run(WHO) == ALICE
+    assert again.request("DELETE", f"/api/kernels/{kernel_id}")[0] == 204
+    assert wait_until(lambda: not running(cluster, kernel_id))
 
 
 def test_a_kernel_on_a_host_that_is_away_is_awaited_as_its_user(

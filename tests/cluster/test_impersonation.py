@@ -59,6 +59,16 @@ def accounts(cluster: Cluster) -> Iterator[None]:
 def allowed(accounts: None, cluster: Cluster) -> Iterator[None]:
     """The documented rule holds at first; afterwards nothing of a kernel of these people is on any host."""
     allow(cluster, ALICE, BOB)
+
+    def files() -> set[tuple[str, str]]:
+        return {
+            (host.name, path)
+            for host in cluster.hosts
+            for path in host.files("/tmp")
+            if re.search(r"/dp-\w+/\d+/", path)
+        }
+
+    before = files()  # of kernels whose servers other tests have killed: kept until one comes for them
     yield
     IOThread.current().submit(Connections.current().close()).result(10)
 
@@ -68,9 +78,7 @@ def allowed(accounts: None, cluster: Cluster) -> Iterator[None]:
             for host in cluster.hosts
             for person in PEOPLE
             for process in kernels_of(host, person.name)
-        ] + [
-            path for host in cluster.hosts for path in host.files("/tmp") if re.search(r"/dp-\w+/\d+/", path)
-        ]
+        ] + [f"{name}: {path}" for name, path in files() - before]
 
     for _ in range(100):
         if not left():
@@ -399,6 +407,58 @@ async def test_who_is_not_there(cluster: Cluster) -> None:
         assert "host1 runs no kernels as alice: it has no sudo for jovyan. Install sudo there" in str(error)
     finally:
         sudo.with_name("sudo.away").rename(sudo)
+
+
+async def test_another_name_of_an_account_is_refused(cluster: Cluster) -> None:
+    """If it fails: who is in unauthorized_users gets in by another name of the same account (a second one for its uid, other capitals)."""
+    host = cluster["host1"]
+    passwd = host.path("/etc/passwd")
+    before = passwd.read_text()
+    passwd.write_text(f"{before}alias:x:7811:7811::/home/dp-alice:/bin/bash\ntoor:x:0:0::/root:/bin/sh\n")
+    try:
+        write_rule(host, "jovyan ALL=(ALL) NOPASSWD: /usr/bin/python3")
+        for name, account in (("alias", ALICE), ("toor", "root")):
+            error = await refused(spec(), **as_user(name))
+            assert f"runs no kernels as {name}: the account is called {account} there." in str(error)
+    finally:
+        passwd.write_text(before)
+
+
+async def test_accounts_without_a_home_or_a_shell(cluster: Cluster) -> None:
+    """If it fails: a user whose home is missing, or who has no login shell, gets an error that nobody understands."""
+    host = cluster["host1"]
+    passwd = host.path("/etc/passwd")
+    before = passwd.read_text()
+    own = f"{ALICE}:x:7811:7811::/home/dp-alice:/bin/bash\n"
+    assert own in before
+    passwd.write_text(before.replace(own, f"{ALICE}:x:7811:7811::/nonexistent:/usr/sbin/nologin\n"))
+    try:
+        async with running_as(ALICE) as (_, client):
+            assert await run(client, "import getpass; print(getpass.getuser())") == ALICE
+    finally:
+        passwd.write_text(before)
+
+
+async def test_a_sudo_that_hangs_is_told_in_time(cluster: Cluster) -> None:
+    """If it fails: where sudo waits for a directory service that is away, a launch hangs, or start-up files are blamed."""
+    host = cluster["host1"]
+    sudo = host.path("/usr/bin/sudo")
+    away = sudo.with_name("sudo.away")
+    sudo.rename(away)
+    try:
+        sudo.write_text("#!/bin/sh\nexec sleep 61\n")
+        sudo.chmod(0o755)
+        error = await refused(spec(connect_timeout=2), **as_user(ALICE))
+        assert (
+            "host1 runs no kernels as alice: it lets jovyan log in, but sudo has not started Python within 2 s"
+            in str(error)
+        )
+    finally:
+        sudo.unlink()
+        away.rename(sudo)
+        for process in host.processes(user=cluster.user):
+            if "sleep 61" in process.command:
+                os.kill(process.outer_pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(

@@ -8,18 +8,27 @@ from typing import Any
 
 import pytest
 
-from distributed_provisioner.adoption import configured_places, with_password
-from distributed_provisioner.authorization import for_user, requested_pin
-from distributed_provisioner.errors import ConfigurationError, HostUnreachableError, RunAsError
-from distributed_provisioner.finding import Place
+from distributed_provisioner.adoption import Adoption, configured_places, with_password
+from distributed_provisioner.authorization import for_user, requested_pin, user_of
+from distributed_provisioner.errors import ConfigurationError, HostUnreachableError, ProtocolError, RunAsError
+from distributed_provisioner.finding import Found, Place
 from distributed_provisioner.hosts import HostPool
 from distributed_provisioner.kernel_log import Log
-from distributed_provisioner.models import HostAddress, HostCondition, LaunchRequest, Login, is_account_name
+from distributed_provisioner.models import (
+    HostAddress,
+    HostCondition,
+    LaunchRequest,
+    Login,
+    RemoteProcess,
+    is_account_name,
+)
 from distributed_provisioner.persistence import login_from_json, login_to_json
 from distributed_provisioner.server_hosts import HostHints
 from distributed_provisioner.settings import ServerSettings, Settings, resolve
 from distributed_provisioner.ssh import Connections
 from distributed_provisioner.ssh.bootstrap import MarkerSearch
+from distributed_provisioner.ssh.forward import Attachment, Forward
+from distributed_provisioner.ssh.line import Line
 from distributed_provisioner.ssh.run_as import RunAs, refused, rule
 
 MARKER = "0123456789abcdef" * 2
@@ -116,6 +125,69 @@ def test_a_servers_start_asks_no_place_that_is_none(isolated: Path, log: Log) ->
     assert with_password(hers, places).login == Login(password="secret", run_as="alice")
 
 
+def test_a_restart_after_adoption_is_for_the_same_user() -> None:
+    """A user, who has what is kept with a kernel in hand, could write another's name there and be that one after a restart."""
+    host = HostAddress("host1")
+    assert user_of(settings(impersonation_enabled=True), host, Login(run_as="alice")) == "alice"
+    assert user_of(settings(remote_user="{username}"), host, Login("alice")) == "alice"
+    assert (
+        user_of(settings(remote_hosts="{username}@host1"), HostAddress("host1", "alice"), Login()) == "alice"
+    )
+    assert user_of(settings(), host, Login("service")) == "", "all kernels are one user's, whatever is said"
+
+
+def kernel_of(place: Place, generation: int) -> Found:
+    ports = dict.fromkeys(("shell", "iopub", "stdin", "control", "hb"), 1)
+    process = RemoteProcess(place.address, 1, 1, 1, generation, "ipc", "/tmp/x", ports, "")
+    return Found("k", "python", process, place.login, "key", "hmac-sha256", None, {}, "idle")
+
+
+def test_a_listener_cannot_claim_another_users_kernel(caplog: pytest.LogCaptureFixture, log: Log) -> None:
+    """Alice sees the id of Bob's kernel by `ps`; when the server starts again his notebook would talk to a program of hers."""
+    adoption = Adoption.__new__(Adoption)
+    adoption._log, adoption._kernels = log, {}
+    host = HostAddress("host1")
+    for hers, his in (
+        (Place(host, Login(run_as="alice")), Place(host, Login(run_as="bob"))),
+        (Place(HostAddress("host2", "alice"), Login()), Place(HostAddress("host1", "bob"), Login())),
+        (Place(host, Login("alice")), Place(host, Login("bob"))),
+    ):
+        adoption._earlier = {"k": kernel_of(his, 1)}
+        assert adoption._is_its_users(kernel_of(his, 2))
+        assert not adoption._is_its_users(kernel_of(hers, 2))
+        assert "it is another user's" in caplog.text
+        caplog.clear()
+        adoption._earlier = {}
+        assert adoption._is_its_users(kernel_of(hers, 1)), "nobody knows better"
+
+
+def test_a_listener_cannot_send_the_server_to_sockets_of_its_own(tmp_path: Path) -> None:
+    """Alice's listener could name a socket of the service account's: the server would open it for her."""
+    opened: list[str] = []
+
+    class Recorded(Forward):
+        def resume(self, connection: Any) -> None:
+            opened.append(str(self._far))
+
+    forwards: list[Forward] = [Recorded("/x", "/tmp/service/1-1", "h"), Recorded("/y", ("127.0.0.1", 1), "h")]
+    attachment = Attachment("ipc", "/x", {}, forwards)
+    line: Any = Line(asyncio_task(), asyncio_task(), False)
+    attachment.resume(line)
+    assert opened == ["('127.0.0.1', 1)"]
+    attachment.resume(replace(line, forwards_paths=True))
+    assert opened[1:] == ["('127.0.0.1', 1)", "/tmp/service/1-1"]
+
+
+async def test_nor_here_without_ssh(tmp_path: Path) -> None:
+    """On localhost the server would connect to its own kernels' sockets for another user."""
+    connections = Connections()
+    process = kernel_of(Place(HostAddress("localhost"), Login()), 1).process
+    with pytest.raises(ProtocolError, match="The listener of alice on localhost named sockets"):
+        await connections.get(process.host, Login(run_as="alice")).attach(process, str(tmp_path / "k"))
+    own = await connections.get(process.host, Login()).attach(process, str(tmp_path / "k"))
+    assert own.ip == "/tmp/x"
+
+
 @pytest.fixture
 def log() -> Log:
     import logging
@@ -163,6 +235,9 @@ def test_the_rule_names_the_user_and_the_program() -> None:
     assert (error.user, error.host) == ("alice", "host1")
     assert "it has no such user" in str(refused("host1", run_as, search("no-user"), b""))
     assert "it has no sudo for jupyter" in str(refused("host1", run_as, search("no-sudo"), b""))
+    assert str(refused("host1", run_as, search("other-name carol"), b"")) == (
+        "host1 runs no kernels as alice: the account is called carol there. Set KERNEL_USERNAME to that."
+    )
     tty = refused("host1", run_as, search("sudo /x"), b"sudo: sorry, you must have a tty to run sudo\n")
     assert str(tty).endswith("): Defaults:jupyter !requiretty")
 

@@ -81,7 +81,9 @@ _OWN_PATH = "PATH=$PATH:/usr/bin:/usr/local/bin:/opt/homebrew/bin; "
 _COMMON_PATH = (
     "PATH=/usr/bin:/usr/local/bin:/opt/homebrew/bin:$PATH; "  # a Python that all users may start
     "command -v sudo >/dev/null 2>&1 || {{ echo; echo {marker}-no-sudo; exit 127; }}; "
-    'id -u "{user}" >/dev/null 2>&1 || {{ echo; echo {marker}-no-user; exit 1; }}; '
+    'n=$(id -un "{user}" 2>/dev/null) || {{ echo; echo {marker}-no-user; exit 1; }}; '
+    # Other spellings and names of an account: unauthorized_users would not know them.
+    '[ "$n" = "{user}" ] || {{ echo; echo "{marker}-other-name $n"; exit 1; }}; '
 )
 
 
@@ -137,13 +139,17 @@ class MarkerSearch:
 
     def __init__(self, marker: str) -> None:
         self._found = b"\n" + marker.encode() + b"\n"
-        self._said = re.compile(rb"\n" + marker.encode() + rb"-(no-python|no-sudo|no-user|sudo (.*))\n")
+        self._said = re.compile(
+            rb"\n" + marker.encode() + rb"-(no-python|no-sudo|no-user|other-name (.*)|sudo (.*))\n"
+        )
         self.noise = b""
         self.done = False
-        self.trouble: Literal["", "no-python", "no-sudo", "no-user", "sudo"] = ""
+        self.trouble: Literal["", "no-python", "no-sudo", "no-user", "other-name", "sudo"] = ""
         """What our own command has said is missing there, or that sudo was asked."""
         self.python = ""
         """The program that sudo was asked to start."""
+        self.name = ""
+        """What the account is called there, where that is not what was asked for."""
 
     def feed(self, data: bytes) -> bytes:
         """The bytes that come after the marker (after it was found: all of them).
@@ -160,7 +166,8 @@ class MarkerSearch:
             return after
         for told in self._said.finditer(self.noise):
             self.trouble = told[1].decode().split()[0]  # type: ignore[assignment] # one of those above
-            self.python = (told[2] or b"").decode("utf-8", "replace")
+            self.name = (told[2] or b"").decode("utf-8", "replace")
+            self.python = (told[3] or b"").decode("utf-8", "replace")
         if len(self.noise) > MAX_NOISE:
             raise TooMuchNoise
         return b""

@@ -13,8 +13,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
-from ..errors import ConnectionLostError, HostError, HostUnreachableError, ProvisionerError
+from ..errors import ConnectionLostError, HostError, HostUnreachableError, ProtocolError, ProvisionerError
 from ..models import HostAddress, HostCondition, KernelIdentity, KernelTransport, Login, RemoteProcess
+from ..own_user import own_name
 from ..traffic import Receiver, Writer
 from .attachments import Attachments
 from .control import Control
@@ -333,6 +334,12 @@ class HostConnection:
             OSError: the sockets cannot be made.
         """
         if self.is_local and not process.relay:
+            if process.kernel_transport == "ipc" and self.run_as not in (None, own_name()):
+                raise ProtocolError(  # it could name sockets of this very user
+                    f"The listener of {self.run_as} on {self.address} named sockets that nobody else can enter. "
+                    "Log in there and end it (its process is called server_listener.py serve); kernels go on.",
+                    host=str(self.address),
+                )
             return Attachment(
                 "ipc" if process.kernel_transport == "ipc" else "tcp", process.ip, process.ports
             )

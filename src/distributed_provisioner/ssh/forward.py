@@ -50,7 +50,8 @@ class Attachment:
         """The host is (again) reached by this line."""
         # Backwards, iopub before shell: what a cell prints is lost to those whose iopub is connected later than their shell.
         for forward in reversed(self._forwards):
-            if line.connection is not None:
+            # Where paths are another user's, a path that its listener tells would be opened as who has logged in.
+            if line.connection is not None and (line.forwards_paths or not forward.is_to_path):
                 forward.resume(line.connection)
 
     def suspend(self) -> None:
@@ -123,6 +124,10 @@ class Forward(NearEnd):
         self._host = host
         self._connection: Connection | None = None
         self._near: set[_Near] = set()
+
+    @property
+    def is_to_path(self) -> bool:
+        return isinstance(self._far, str)
 
     @property
     def count(self) -> int:

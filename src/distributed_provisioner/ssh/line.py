@@ -95,15 +95,24 @@ class Lines:
                 )
             return await asyncio.wait_for(self._greet(), max(timeout - (time.monotonic() - started), 0.5))
         except asyncio.TimeoutError:
-            raise HostUnreachableError(
-                f"{host} cannot be used: it lets the user log in, but its shell has not started Python within {timeout:g} s. "
-                "Check the shell's start-up files there (they must not wait for anything), or raise connect_timeout.",
-                host=host,
-            ) from None
+            raise HostUnreachableError(self._too_slow(timeout), host=host) from None
         except (asyncssh.Error, OSError) as error:
             progress.user = self.transport.target.user if self.transport is not None else ""
             progress.connected = True
             raise translate(error, progress) from error
+
+    def _too_slow(self, timeout: float) -> str:
+        shell = "Check the shell's start-up files there (they must not wait for anything)"
+        run_as = self.control.run_as if self.control is not None else None
+        if run_as is None:
+            return (
+                f"{self._address} cannot be used: it lets the user log in, but its shell has not started Python within {timeout:g} s."
+                f" {shell}, or raise connect_timeout."
+            )
+        return (
+            f"{self._address} runs no kernels as {run_as.user}: it lets {run_as.own} log in, but sudo has not started Python within"
+            f" {timeout:g} s. {shell}, and whether sudo and its directory of users answer there, or raise connect_timeout."
+        )
 
     async def _greet(self) -> Welcome:
         run_as = self._run_as()

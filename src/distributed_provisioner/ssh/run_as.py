@@ -42,6 +42,8 @@ def _why(run_as: RunAs, search: MarkerSearch, said: str) -> str:
         return f"it has no sudo for {run_as.own}. Install sudo there, or log in as the user with {{username}}@host in remote_hosts."
     if search.trouble == "no-user":
         return f"it has no such user. Create the account there, or set KERNEL_USERNAME to one that it has{_words(said)}."
+    if search.trouble == "other-name":
+        return f"the account is called {words(search.name.encode())} there. Set KERNEL_USERNAME to that."
     if "tty" in said:
         return (
             f"its sudo wants a terminal{_words(said)}. "
