@@ -29,6 +29,8 @@ class OpError(Exception):
         self.reply = dict(fields, type=kind, message=message)
 
 
+SOON = 0.15
+"""Seconds within which a forked kernel answers: so long its sockets are looked for each millisecond."""
 MAX_ANNOTATIONS = 64 << 10
 """Bytes of JSON that a server may keep with a kernel."""
 
@@ -179,12 +181,13 @@ class Kernel:
     async def wait_until_answering(self) -> None:
         """Return when all five sockets accept a connection."""
         waiting = [self.address(channel) for channel in CHANNELS]
-        pause = 0.01 if self.transport == "ipc" else 0.02
+        begun, pause = time.monotonic(), 0.01 if self.transport == "ipc" else 0.02
         while waiting:
             while waiting and accepts(*waiting[0]):
                 waiting.pop(0)
             if waiting:
-                await asyncio.sleep(pause)
+                soon = self.transport == "ipc" and time.monotonic() - begun < SOON
+                await asyncio.sleep(0.001 if soon else pause)
 
     def address(self, channel: str) -> tuple[int, str | tuple[str, int]]:
         port = self.ports[channel]

@@ -53,8 +53,12 @@ class Bridge:
         self._farewells = Farewells(self._link, self._activity, self._routes)
         arrival, leaving = self._publisher.identity_arrived, self._farewells.left
         self._routes += [
-            Routes(kind, self._link, self._holds, arrival, leaving, unanswered=watch)
-            for kind, watch in ((wire.SHELL, self._unanswered), (wire.CONTROL, None), (wire.STDIN, None))
+            Routes(kind, self._link, self._holds, arrives, leaving, unanswered=watch)
+            for kind, arrives, watch in (
+                (wire.SHELL, self._asker_arrived, self._unanswered),
+                (wire.CONTROL, arrival, None),
+                (wire.STDIN, arrival, None),
+            )
         ]
         self._echo = Echo()
         self._kernel_gone = False
@@ -81,6 +85,11 @@ class Bridge:
     def is_up(self) -> bool:
         """Whether the relay is connected."""
         return self._link.is_up
+
+    def _asker_arrived(self, client: Client) -> None:
+        """A client on shell: the relay connects for it before it has said anything, which saves its first request the time."""
+        self._link.tell({"tell": "open", "identities": [client.identity.hex()]})
+        self._publisher.identity_arrived(client)
 
     def resume(self, opener: Opener) -> None:
         """The host is (again) reached by `opener`."""

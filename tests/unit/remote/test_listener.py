@@ -36,7 +36,7 @@ def test_launch_answers_when_all_sockets_accept(bridge: Bridge) -> None:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.connect(f"{kernel['ip']}-{number}")
     assert lives(kernel["pid"])
-    assert set(kernel["phases"]) == {"environment", "spawn", "ready"}
+    assert set(kernel["phases"]) == {"turn", "environment", "spawn", "ready"}
 
 
 def test_kernel_outlives_its_bridge_and_is_found_again(home: Path, bridge: Bridge) -> None:
