@@ -65,9 +65,10 @@ PROBES = {
         import signal
         def name(handler): return getattr(handler, '__name__', handler)
         print([(s.name, name(signal.getsignal(s))) for s in signal.valid_signals() if isinstance(s, signal.Signals)])
-        print([line for line in open('/proc/self/status') if line.startswith(('SigBlk', 'SigIgn', 'SigCgt'))])
+        with open('/proc/self/status') as status:
+            print([line for line in status if line.startswith(('SigBlk', 'SigIgn', 'SigCgt'))])
     """,
-    "limits": "import resource; print([resource.getrlimit(n) for n in range(16)], open('/proc/self/limits').read())",
+    "limits": "import resource; print([resource.getrlimit(n) for n in range(16)], __import__('pathlib').Path('/proc/self/limits').read_text())",
     "umask": "import os; m = os.umask(0); os.umask(m); print(oct(m))",
     "user and groups": "import os; print(os.getresuid(), os.getresgid(), os.getgroups())",
     "priority": "import os; print(os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), sorted(os.sched_getaffinity(0)))",

@@ -119,7 +119,7 @@ class Bridge:
     async def _quiet(self) -> None:
         loop = asyncio.get_running_loop()
         deadline, seen, since = loop.time() + DRAIN_TIMEOUT, self._link.count, loop.time()
-        while self._link.is_up and loop.time() < deadline:
+        while (self._link.is_up or self._link.is_opening) and loop.time() < deadline:
             await asyncio.sleep(0.02)
             if self._link.count != seen or not self._kernel_gone:
                 seen, since = self._link.count, loop.time()

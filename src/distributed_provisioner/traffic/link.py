@@ -120,6 +120,11 @@ class Link:
         if self._stream is not None:
             self._drop(self._stream)
 
+    @property
+    def is_opening(self) -> bool:
+        """Whether the host can be reached and the relay has not greeted yet."""
+        return self._task is not None and self._opener is not None and not self.is_up
+
     def stay_away(self) -> None:
         """Another server has the kernel now: do not come again until `resume`. The stream is about to end."""
         self._opener = None
