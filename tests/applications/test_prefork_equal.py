@@ -8,7 +8,7 @@ import re
 import shlex
 import textwrap
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from jupyter_client.asynchronous.client import AsyncKernelClient
@@ -16,7 +16,7 @@ from jupyter_client.manager import AsyncKernelManager
 
 from tests.applications import test_protocol
 from tests.applications.desk import Desk
-from tests.cluster.real_kernels import provisioner_of, run, running
+from tests.cluster.real_kernels import prefork_of, provisioner_of, run, running, warm
 
 if TYPE_CHECKING:
     from distributed_provisioner.testing.namespaces import Cluster
@@ -235,28 +235,10 @@ def specs(cluster: Cluster, desk: Desk) -> Iterator[None]:
     cluster["host1"].run("sh", "-c", f"rm ~/{startup}/10-test.py")
 
 
-def told(manager: AsyncKernelManager) -> dict[str, Any]:
-    """Whether the manager's kernel was forked, and why not."""
-    process = provisioner_of(manager).kernel.process
-    assert process is not None
-    return dict(process.details["prefork"])
-
-
-async def warm(name: str) -> None:
-    """Return when the next kernel of this specification will be a fork."""
-    for _ in range(20):
-        async with running(name) as (manager, _client):
-            used = told(manager)
-        if used["used"]:
-            return
-        await asyncio.sleep(1)
-    raise AssertionError(used)
-
-
 async def answers(name: str, probes: dict[str, str]) -> dict[str, str]:
     found = {}
     async with running(name) as (manager, client):
-        assert told(manager)["used"] == (name != "cold_python"), told(manager)
+        assert prefork_of(manager)["used"] == (name != "cold_python"), prefork_of(manager)
         # What probes leave open is told on the other stream, before or after their answer.
         await run(client, "import warnings; warnings.simplefilter('ignore', ResourceWarning)")
         for probe, code in probes.items():
@@ -322,7 +304,7 @@ class TestForkedKernel(test_protocol.TestKernelOnAHost):
 
     def test_it_is_a_fork(self) -> None:
         """If it fails: the suite says nothing of forks."""
-        assert told(self.km)["used"], told(self.km)
+        assert prefork_of(self.km)["used"], prefork_of(self.km)
 
 
 async def test_the_debugger_stops_in_a_forked_kernel() -> None:
@@ -394,6 +376,6 @@ async def test_a_restart_through_the_template_keeps_its_clients() -> None:
     async with running("forked_python") as (manager, client):
         await run(client, "x = 1")
         await manager.restart_kernel(now=True)
-        assert told(manager)["used"], told(manager)
+        assert prefork_of(manager)["used"], prefork_of(manager)
         await client.wait_for_ready(timeout=30)
         assert await run(client, "print('x' in globals())") == "False"

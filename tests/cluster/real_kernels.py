@@ -110,6 +110,24 @@ async def running(
             await manager.shutdown_kernel(now=now)
 
 
+def prefork_of(manager: AsyncKernelManager) -> dict[str, Any]:
+    """Whether the manager's kernel was forked ("used"), and why not."""
+    process = provisioner_of(manager).kernel.process
+    assert process is not None
+    return dict(process.details["prefork"])
+
+
+async def warm(name: str) -> None:
+    """Return when the next kernel of this specification will be a fork."""
+    for _ in range(20):
+        async with running(name) as (manager, _client):
+            found = prefork_of(manager)
+        if found["used"]:
+            return
+        await asyncio.sleep(0.5)
+    raise AssertionError(found)
+
+
 async def run(client: AsyncKernelClient, code: str, timeout: float = 30) -> str:
     """Run code; what it printed. Errors of the code are raised."""
     printed: list[str] = []

@@ -244,6 +244,8 @@ class Launch:
             if not asking.done():
                 asking.cancel()
                 await asyncio.wait([asking])
+            if not asking.cancelled():
+                asking.exception()  # looked at here, where the caller was cancelled in the same moment
 
     async def _in_time(self, asking: asyncio.Future[dict[str, Any]], host: str) -> Mapping[str, Any]:
         """The answer. While the kernel waits for its turn on the host, its time does not run. Raises HostUnreachableError."""

@@ -103,9 +103,8 @@ def remote_command(marker: str, run_as: str | None = None) -> str:
 
 def local_command(marker: str, run_as: str | None = None) -> list[str]:
     """The same for this machine, as an argv."""
-    if (
-        run_as is not None
-    ):  # others may not be able to start our own Python, and the rule for sudo shall be the same everywhere
+    if run_as is not None:
+        # Others may not be able to start our own Python, and the rule for sudo shall be the same everywhere.
         return ["/bin/sh", "-c", _script(marker, run_as)]
     return [sys.executable or "python3", "-I", "-S", "-u", "-c", STUB, "bridge", marker]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -21,7 +22,7 @@ Received = Callable[[bytes], None]
 Ended = Callable[["BaseException | None"], None]
 
 
-class Wire:
+class Wire(ABC):
     """Bytes to and from a bridge. `ended` is called once, with what broke the line, or None when the bridge ended by itself."""
 
     def __init__(self, received: Received, ended: Ended) -> None:
@@ -34,9 +35,9 @@ class Wire:
         self.on_flow: Callable[[bool], None] | None = None
         """Called with whether more may be written, when that changes."""
 
+    @abstractmethod
     def write(self, data: bytes) -> None:
         """Send; await `writable()` before."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """End the bridge. `ended` is not called any more."""
@@ -44,7 +45,8 @@ class Wire:
         self._writable.set()
 
     async def wait_closed(self) -> None:
-        """Wait, after `close()`, until nothing of the line is left here."""
+        """Wait, after `close()`, until nothing of the line is left here: for a line without a process of its own, at once."""
+        return
 
     @property
     def is_writable(self) -> bool:
