@@ -20,8 +20,8 @@ from benchmarks.launch import cold_starts
 TITLE = "idle kernels on one host, with prefork and without"
 BUDGET = 0.6
 HOST = "host1"
-TEMPLATE, RELAY = "dp-prefork", "dp-relay"
-"""How these call themselves."""
+TEMPLATES, RELAY = ("dp-prefork", "dp-spare"), "dp-relay"
+"""How these call themselves; the second is the fork that waits for the next launch."""
 SETTLING = 3.0
 """Seconds until what a launch and a cell leave to do is done."""
 
@@ -55,7 +55,7 @@ async def measure(world: World, scale: Scale, report: Report) -> None:
     ratios = paired_ratios([each.all for each in mine], [each.kernels for each in theirs])
     templates = Spread.of(each.templates for each in mine).median
     detail = (
-        f"{Spread.of(each.all for each in mine).median:.0f} MB, {templates:.1f} MB of it the template's; "
+        f"{Spread.of(each.all for each in mine).median:.0f} MB, {templates:.1f} MB of it the template's and its spare's; "
         f"cold {Spread.of(each.kernels for each in theirs).median:.0f} MB"
     )
     what = f"proportional memory (PSS) of {count} idle kernels and their template / cold ones"
@@ -72,7 +72,8 @@ async def measure(world: World, scale: Scale, report: Report) -> None:
 
 async def occupied(world: World, subject: Subject, count: int) -> Found:
     """Start them one after the other, let them be, measure, end them."""
-    before = set(processes(world))
+    # The fork that waits becomes a kernel.
+    before = {pid for pid, name in processes(world).items() if name not in TEMPLATES}
     running: list[Running] = []
     try:
         for _ in range(count):
@@ -82,8 +83,8 @@ async def occupied(world: World, subject: Subject, count: int) -> Found:
         await asyncio.sleep(SETTLING)
         now = processes(world)
         sizes = {pid: proportional_megabytes(pid) for pid, name in now.items() if name != RELAY}
-        templates = sum(size for pid, size in sizes.items() if now[pid] == TEMPLATE)
-        kernels = [size for pid, size in sizes.items() if pid not in before and now[pid] != TEMPLATE]
+        templates = sum(size for pid, size in sizes.items() if now[pid] in TEMPLATES)
+        kernels = [size for pid, size in sizes.items() if pid not in before and now[pid] not in TEMPLATES]
         if len(kernels) != count:
             raise RuntimeError(f"{len(kernels)} processes instead of {count} kernels")
         cold = [each.why_cold for each in running if each.why_cold is not None]

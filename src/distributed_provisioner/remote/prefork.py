@@ -74,6 +74,7 @@ class Prefork:
                 pid, start, gate = await template.fork(order, log, meanwhile)
             finally:
                 os.close(log)
+            self.check_situation(template, program.kind.umask, pid, gate)
         except (Unfit, TemplateFailed) as reason:
             kernel.prefork = {"used": False, "why": str(reason)}
             if not getattr(reason, "expected", False):
@@ -94,7 +95,6 @@ class Prefork:
                 template.end("memory is short")
             raise Unfit("memory is short on this host")
         why = ""
-        here = situation("self", kind.umask)
         for template in self.of_kind(kind):
             if not template.ready:
                 why = why or "the process that is to fork it is being made"
@@ -103,16 +103,23 @@ class Prefork:
             if name:
                 why = f"its imports depend on the environment variable {name}"
                 continue
-            there = situation(template.pid)
-            changed = [name for name, value in here.items() if there[name] != value]
+            changed = differences(template.pid, kind.umask)
             if not changed:
                 return template
-            why = f"{', '.join(changed)} of the process that is to fork it is not that of the listener"
+            why = f"{changed} of the process that is to fork it is not that of the listener"
             template.end(why)
         when, refused = self.refused.get(kind.key, (0.0, ""))
         if not why and time.monotonic() - when < REFUSED:
             why = refused
         raise Unfit(why or "there is no process yet that could fork it")
+
+    def check_situation(self, template: Template, umask: int, pid: int, gate: int) -> None:
+        """Of a kernel at its gate: it may have been forked when its template's was another. Raises Unfit: then it ends."""
+        changed = differences(pid, umask)
+        if changed:
+            os.close(gate)
+            template.end("")
+            raise Unfit(f"{changed} of the process that was forked for it is not that of the listener")
 
     def of_kind(self, kind: Kind) -> list[Template]:
         return [template for template in self.templates if template.kind.key == kind.key]
@@ -172,6 +179,12 @@ class Prefork:
         if text != self.told:
             self.told = text
             print(f"prefork: {text}", file=sys.stderr, flush=True)
+
+
+def differences(pid: int, umask: int) -> str:
+    """What of this process a kernel that is forked from, or is, that one would not have; or ""."""
+    here, there = situation("self", umask), situation(pid)
+    return ", ".join(name for name, value in here.items() if there[name] != value)
 
 
 def own_umask() -> int:

@@ -37,6 +37,8 @@ SOURCES = (
     "prefork_kind.py",
     "prefork_process.py",
     "prefork_template.py",
+    "prefork_child.py",
+    "prefork_watch.py",
     "processes.py",
     "program.py",
     "reasons.py",

@@ -65,10 +65,24 @@ def launches(bridge: Bridge) -> Launches:
 
 def templates(bridge: Bridge) -> list[int]:
     """Pids of the listener's templates."""
-    children = (
-        Path(f"/proc/{bridge.welcome['pid']}/task/{bridge.welcome['pid']}/children").read_text().split()
-    )
+    return [pid for pid in forkers(bridge) if not is_spare(pid)]
+
+
+def spares(bridge: Bridge) -> list[int]:
+    """Pids of the forks that wait for an order."""
+    return [pid for pid in forkers(bridge) if is_spare(pid)]
+
+
+def forkers(bridge: Bridge) -> list[int]:
+    listener = bridge.welcome["pid"]
+    children = Path(f"/proc/{listener}/task/{listener}/children").read_text().split()
     return [int(pid) for pid in children if lives(int(pid)) and "prefork_template" in command(int(pid))]
+
+
+def is_spare(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip() == "dp-spare"
+    return False
 
 
 def command(pid: int) -> str:
@@ -94,7 +108,7 @@ def template_is_ready(bridge: Bridge) -> int:
             names = Path(f"/proc/{pid}/comm").read_text(), Path(f"/proc/{pid}/wchan").read_text()
             text = Path(f"/proc/{pid}/syscall").read_text().split()[0] if os.getuid() == 0 else ""
             if names[0].strip() == "dp-prefork" and (
-                "47" in text or "recv" in names[1] or "unix" in names[1]
+                text in ("7", "47") or any(word in names[1] for word in ("poll", "recv", "unix"))
             ):
                 return pid
         return 0
@@ -139,6 +153,22 @@ def warm(launches: Launches) -> int:
     """One cold launch, and the template that comes of it."""
     assert launches.why() == NO_TEMPLATE
     return template_is_ready(launches.bridge)
+
+
+NO_SPARE = """
+import select
+class Poll:
+    def register(self, *_): pass
+    def poll(self, *_): return [1]
+select.poll = Poll
+"""
+"""Of a module that is preloaded: the template always seems to have something to read, so each kernel is forked when it is asked for."""
+
+
+def spare_is_ready(bridge: Bridge) -> int:
+    """The pid of the fork that waits, once there is one."""
+    (pid,) = until(lambda: spares(bridge))
+    return int(pid)
 
 
 # --- the normal way ---------------------------------------------------------------------------------------------------------------------
@@ -211,6 +241,84 @@ def test_a_template_has_nothing_of_one_launch_alone(launches: Launches) -> None:
         printed(reply, "import os; print(os.environ['PASSWORD'], os.environ.get('KERNEL_TOKEN'))")
         == "other None"
     )
+
+
+# --- the fork that waits ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_launch_takes_the_fork_that_waits_and_another_one_is_made(launches: Launches) -> None:
+    """If it fails: each launch waits for a fork, which may take as long as all the rest of it on the host."""
+    cold = launches()
+    template_is_ready(launches.bridge)
+    for _ in range(2):
+        spare = spare_is_ready(launches.bridge)
+        reply = launches()
+        assert (reply["prefork"]["used"], reply["pid"]) == (True, spare)
+        assert Path(f"/proc/{spare}/comm").read_text() == Path(f"/proc/{cold['pid']}/comm").read_text()
+        code = "import os, sys; print(os.getsid(0) == os.getpid(), sorted(os.listdir('/proc/self/fd'), key=int)[:3])"
+        assert printed(reply, code) == "True ['0', '1', '2']"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_fork_that_is_killed_or_stopped_while_it_waits_costs_nothing(
+    launches: Launches, number: signal.Signals
+) -> None:
+    """If it fails: a launch hangs with a process that nobody knows of, or is cold."""
+    warm(launches)
+    spare = spare_is_ready(launches.bridge)
+    os.kill(spare, number)
+    reply = launches()
+    assert reply["prefork"]["used"]
+    assert reply["pid"] != spare
+    until(lambda: not lives(spare))
+    assert printed(reply, "print(1)") == "1"
+    assert spare_is_ready(launches.bridge) not in (spare, reply["pid"])
+
+
+@pytest.mark.parametrize("who", ["template", "listener"])
+def test_the_fork_that_waits_leaves_with_its_template(launches: Launches, who: str) -> None:
+    """If it fails: processes pile up on the host."""
+    template = warm(launches)
+    spare = spare_is_ready(launches.bridge)
+    os.kill(template if who == "template" else launches.bridge.welcome["pid"], signal.SIGKILL)
+    until(lambda: not lives(template) and not lives(spare))
+
+
+def test_an_upgrade_after_the_fork_is_seen(launches: Launches, library: Path) -> None:
+    """If it fails: the one that waited has the old package."""
+    warm(launches)
+    spare = spare_is_ready(launches.bridge)
+    write(library / "mine.py", "x = 12")
+    reply = launches()
+    assert reply["prefork"] == {"used": False, "why": f"{library}/mine.py has changed"}
+    until(lambda: not lives(spare))
+    assert kernels(reply["kernel_id"]) == [reply["pid"]]
+
+
+def test_limits_of_the_fork_that_waits_count(launches: Launches) -> None:
+    """If it fails: a kernel that was forked before has the limits of before."""
+    warm(launches)
+    spare = spare_is_ready(launches.bridge)
+    soft, hard = resource.prlimit(spare, resource.RLIMIT_NOFILE)
+    resource.prlimit(spare, resource.RLIMIT_NOFILE, (soft // 2, hard))
+    reply = launches()
+    assert reply["prefork"]["why"].startswith("limits of the process that was forked for it")
+    until(lambda: not lives(spare))
+    assert kernels(reply["kernel_id"]) == [reply["pid"]]
+
+
+def test_a_burst_takes_the_one_that_waits_first(launches: Launches) -> None:
+    """If it fails: a second launch waits until another spare is made, or takes the same one."""
+    warm(launches)
+    spare = spare_is_ready(launches.bridge)
+    from .driver import launch_parameters
+
+    numbers = [
+        launches.bridge.send("launch", **launch_parameters(ARGV, f"both{n}", prefork=True)) for n in range(3)
+    ]
+    pids = [launches.bridge.reply(number)["pid"] for number in numbers]
+    assert len(set(pids)) == 3
+    assert spare in pids
 
 
 # --- never a wrong kernel -----------------------------------------------------------------------------------------------------------------
@@ -548,7 +656,8 @@ def test_a_kernel_whose_template_died_at_its_birth_never_wakes(launches: Launche
 
 def test_a_launch_that_is_cancelled_leaves_no_fork(launches: Launches, library: Path) -> None:
     """If it fails: a closed tab leaves a process that nobody knows of."""
-    write(library / "mine.py", "import os, time; os.register_at_fork(after_in_child=lambda: time.sleep(0.5))")
+    hook = "import os, time; os.register_at_fork(after_in_child=lambda: time.sleep(0.5))"
+    write(library / "mine.py", NO_SPARE + hook)
     warm(launches)
     from .driver import launch_parameters
 
