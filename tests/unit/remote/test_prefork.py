@@ -1,11 +1,9 @@
-"""Kernels that are forked from a template: when, when not, and what becomes of templates."""
+"""Kernels that are forked from a template: when, and when not."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import ctypes.util
-import json
 import os
 import resource
 import shutil
@@ -13,163 +11,28 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jupyter_client.blocking.client import BlockingKernelClient
 
 from .driver import REMOTE, Bridge, ListenerError, changed_listener, lives, until
+from .forks import (
+    ARGV,
+    NO_TEMPLATE,
+    Launches,
+    command,
+    connected,
+    kernels,
+    listener_log,
+    printed,
+    template_is_ready,
+    templates,
+    warm,
+    write,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other platform: only Linux forks kernels")
-
-ARGV = [
-    sys.executable,
-    str(REMOTE / "launch_ipykernel.py"),
-    "--kernel-id",
-    "{kernel_id}",
-    "--response-address",
-    "{response_address}",
-]
-NO_TEMPLATE = "there is no process yet that could fork it"
-
-
-class Launches:
-    """Launches real kernels with one set of parameters, each under an id of its own."""
-
-    def __init__(self, bridge: Bridge, **parameters: Any) -> None:
-        self.bridge, self.parameters, self.number = bridge, parameters, 0
-
-    def __call__(self, **more: Any) -> dict[str, Any]:
-        self.number += 1
-        values = {"prefork": True, **self.parameters, **more}
-        argv = values.pop("argv", ARGV)
-        kernel_id = values.pop("kernel_id", f"k{id(self):x}-{self.number}")
-        return dict(self.bridge.launch(argv, kernel_id, **values), kernel_id=kernel_id)
-
-    def why(self, **more: Any) -> str:
-        """Why a launch was cold; "" for a fork."""
-        told = self(**more)["prefork"]
-        assert told["used"] == (not told["why"])
-        return str(told["why"])
-
-    def end(self, reply: dict[str, Any]) -> dict[str, Any]:
-        return self.bridge.request("end", kernel_id=reply["kernel_id"], generation=1, grace=0)
-
-
-@pytest.fixture
-def launches(bridge: Bridge) -> Launches:
-    return Launches(bridge)
-
-
-def templates(bridge: Bridge) -> list[int]:
-    """Pids of the listener's templates."""
-    return [pid for pid in forkers(bridge) if not is_spare(pid)]
-
-
-def spares(bridge: Bridge) -> list[int]:
-    """Pids of the forks that wait for an order."""
-    return [pid for pid in forkers(bridge) if is_spare(pid)]
-
-
-def forkers(bridge: Bridge) -> list[int]:
-    listener = bridge.welcome["pid"]
-    children = Path(f"/proc/{listener}/task/{listener}/children").read_text().split()
-    return [int(pid) for pid in children if lives(int(pid)) and "prefork_template" in command(int(pid))]
-
-
-def is_spare(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().strip() == "dp-spare"
-    return False
-
-
-def command(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
-    return ""
-
-
-def kernels(kernel_id: str) -> list[int]:
-    """Processes whose command line says that they are this kernel."""
-    return [
-        int(p.name)
-        for p in Path("/proc").glob("[0-9]*")
-        if kernel_id in command(int(p.name)) and lives(int(p.name))
-    ]
-
-
-def template_is_ready(bridge: Bridge) -> int:
-    """The pid of the last template, once it waits for orders."""
-
-    def waiting() -> int:
-        for pid in reversed(templates(bridge)):
-            names = Path(f"/proc/{pid}/comm").read_text(), Path(f"/proc/{pid}/wchan").read_text()
-            text = Path(f"/proc/{pid}/syscall").read_text().split()[0] if os.getuid() == 0 else ""
-            if names[0].strip() == "dp-prefork" and (
-                text in ("7", "47") or any(word in names[1] for word in ("poll", "recv", "unix"))
-            ):
-                return pid
-        return 0
-
-    pid: int = until(waiting, 30)
-    return pid
-
-
-def listener_log(home: Path) -> str:
-    return "".join(path.read_text() for path in home.rglob("listener.log"))
-
-
-@contextlib.contextmanager
-def connected(reply: dict[str, Any]) -> Iterator[BlockingKernelClient]:
-    client = BlockingKernelClient()
-    info: Any = {f"{channel}_port": port for channel, port in reply["ports"].items()}
-    info.update((name, reply[name]) for name in ("ip", "transport", "key", "signature_scheme"))
-    client.load_connection_info(info)
-    client.start_channels()
-    try:
-        client.wait_for_ready(timeout=20)
-        yield client
-    finally:
-        client.stop_channels()
-
-
-def printed(reply: dict[str, Any], code: str) -> str:
-    """What a cell prints in the kernel that was launched."""
-    texts: list[str] = []
-    with connected(reply) as client:
-        client.execute_interactive(
-            code,
-            timeout=30,
-            output_hook=lambda m: texts.append(
-                m["content"].get("text") or str(m["content"].get("evalue", ""))
-            ),
-        )
-    return "".join(texts).strip()
-
-
-def warm(launches: Launches) -> int:
-    """One cold launch, and the template that comes of it."""
-    assert launches.why() == NO_TEMPLATE
-    return template_is_ready(launches.bridge)
-
-
-NO_SPARE = """
-import select
-class Poll:
-    def register(self, *_): pass
-    def poll(self, *_): return [1]
-select.poll = Poll
-"""
-"""Of a module that is preloaded: the template always seems to have something to read, so each kernel is forked when it is asked for."""
-
-
-def spare_is_ready(bridge: Bridge) -> int:
-    """The pid of the fork that waits, once there is one."""
-    (pid,) = until(lambda: spares(bridge))
-    return int(pid)
-
 
 # --- the normal way ---------------------------------------------------------------------------------------------------------------------
 
@@ -243,101 +106,7 @@ def test_a_template_has_nothing_of_one_launch_alone(launches: Launches) -> None:
     )
 
 
-# --- the fork that waits ----------------------------------------------------------------------------------------------------------------
-
-
-def test_a_launch_takes_the_fork_that_waits_and_another_one_is_made(launches: Launches) -> None:
-    """If it fails: each launch waits for a fork, which may take as long as all the rest of it on the host."""
-    cold = launches()
-    template_is_ready(launches.bridge)
-    for _ in range(2):
-        spare = spare_is_ready(launches.bridge)
-        reply = launches()
-        assert (reply["prefork"]["used"], reply["pid"]) == (True, spare)
-        assert Path(f"/proc/{spare}/comm").read_text() == Path(f"/proc/{cold['pid']}/comm").read_text()
-        code = "import os, sys; print(os.getsid(0) == os.getpid(), sorted(os.listdir('/proc/self/fd'), key=int)[:3])"
-        assert printed(reply, code) == "True ['0', '1', '2']"
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_fork_that_is_killed_or_stopped_while_it_waits_costs_nothing(
-    launches: Launches, number: signal.Signals
-) -> None:
-    """If it fails: a launch hangs with a process that nobody knows of, or is cold."""
-    warm(launches)
-    spare = spare_is_ready(launches.bridge)
-    os.kill(spare, number)
-    reply = launches()
-    assert reply["prefork"]["used"]
-    assert reply["pid"] != spare
-    until(lambda: not lives(spare))
-    assert printed(reply, "print(1)") == "1"
-    assert spare_is_ready(launches.bridge) not in (spare, reply["pid"])
-
-
-@pytest.mark.parametrize("who", ["template", "listener"])
-def test_the_fork_that_waits_leaves_with_its_template(launches: Launches, who: str) -> None:
-    """If it fails: processes pile up on the host."""
-    template = warm(launches)
-    spare = spare_is_ready(launches.bridge)
-    os.kill(template if who == "template" else launches.bridge.welcome["pid"], signal.SIGKILL)
-    until(lambda: not lives(template) and not lives(spare))
-
-
-def test_an_upgrade_after_the_fork_is_seen(launches: Launches, library: Path) -> None:
-    """If it fails: the one that waited has the old package."""
-    warm(launches)
-    spare = spare_is_ready(launches.bridge)
-    write(library / "mine.py", "x = 12")
-    reply = launches()
-    assert reply["prefork"] == {"used": False, "why": f"{library}/mine.py has changed"}
-    until(lambda: not lives(spare))
-    assert kernels(reply["kernel_id"]) == [reply["pid"]]
-
-
-def test_limits_of_the_fork_that_waits_count(launches: Launches) -> None:
-    """If it fails: a kernel that was forked before has the limits of before."""
-    warm(launches)
-    spare = spare_is_ready(launches.bridge)
-    soft, hard = resource.prlimit(spare, resource.RLIMIT_NOFILE)
-    resource.prlimit(spare, resource.RLIMIT_NOFILE, (soft // 2, hard))
-    reply = launches()
-    assert reply["prefork"]["why"].startswith("limits of the process that was forked for it")
-    until(lambda: not lives(spare))
-    assert kernels(reply["kernel_id"]) == [reply["pid"]]
-
-
-def test_a_burst_takes_the_one_that_waits_first(launches: Launches) -> None:
-    """If it fails: a second launch waits until another spare is made, or takes the same one."""
-    warm(launches)
-    spare = spare_is_ready(launches.bridge)
-    from .driver import launch_parameters
-
-    numbers = [
-        launches.bridge.send("launch", **launch_parameters(ARGV, f"both{n}", prefork=True)) for n in range(3)
-    ]
-    pids = [launches.bridge.reply(number)["pid"] for number in numbers]
-    assert len(set(pids)) == 3
-    assert spare in pids
-
-
 # --- never a wrong kernel -----------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def library(tmp_path: Path, launches: Launches) -> Path:
-    """A directory on the kernels' PYTHONPATH, with a module `mine` that is preloaded."""
-    directory = tmp_path / "library"
-    directory.mkdir()
-    write(directory / "mine.py", "x = 1")
-    launches.parameters.update(spec_env={"PYTHONPATH": str(directory)}, preload=["mine"])
-    return directory
-
-
-def write(path: Path, text: str) -> None:
-    """A file that is older than any template."""
-    path.write_text(text + "\n")
-    os.utime(path, (time.time() - 60, time.time() - 60))
 
 
 CHANGES: dict[str, Any] = {
@@ -602,139 +371,3 @@ def test_the_limit_of_a_group_of_processes_counts(tmp_path: Path, home: Path, ve
         launches = Launches(Bridge(home))
         assert launches.why() == "memory is short on this host"
         launches.bridge.close()
-
-
-# --- templates that fail -----------------------------------------------------------------------------------------------------------------
-
-
-def test_a_template_that_is_killed_or_stopped_fails_no_launch(launches: Launches) -> None:
-    """If it fails: one bad process makes every launch on the host fail, or wait."""
-    template = warm(launches)
-    first = launches()
-    os.kill(template, signal.SIGKILL)
-    second = launches()
-    assert not second["prefork"]["used"]
-    assert lives(first["pid"])
-    template = template_is_ready(launches.bridge)
-    os.kill(template, signal.SIGSTOP)
-    began = time.monotonic()
-    third = launches()
-    assert time.monotonic() - began < 5
-    assert third["prefork"]["why"] in ("it is stopped", "it does not answer")
-    until(lambda: not lives(template))
-    for reply in (first, second, third):
-        assert kernels(reply["kernel_id"]) == [reply["pid"]]
-
-
-def test_a_template_that_hangs_costs_two_seconds_once_and_no_kernel_runs_twice(
-    launches: Launches, library: Path
-) -> None:
-    """If it fails: a launch hangs with the template, or the kernel comes twice when the template goes on."""
-    write(
-        library / "mine.py",
-        "import os, time; os.register_at_fork(before=lambda: time.sleep(600) if len(os.listdir('/proc/self/fd')) > 5 else None)",
-    )
-    template = warm(launches)
-    began = time.monotonic()
-    reply = launches()
-    assert 1.5 < time.monotonic() - began < 5
-    assert reply["prefork"] == {"used": False, "why": "it does not answer"}
-    assert not lives(template)
-    assert kernels(reply["kernel_id"]) == [reply["pid"]]
-
-
-def test_a_kernel_whose_template_died_at_its_birth_never_wakes(launches: Launches, library: Path) -> None:
-    """If it fails: the launch that fell back has two kernels of one id, which answer in turn."""
-    hook = "def hook():\n    if os.getppid() != me: os.kill(me, signal.SIGKILL)\nos.register_at_fork(after_in_child=hook)"
-    write(library / "mine.py", f"import os, signal\nme = os.getpid()\n{hook}")
-    warm(launches)
-    reply = launches()
-    assert not reply["prefork"]["used"]
-    until(lambda: kernels(reply["kernel_id"]) == [reply["pid"]])
-    assert printed(reply, "import os; print(os.getpid())") == str(reply["pid"])
-
-
-def test_a_launch_that_is_cancelled_leaves_no_fork(launches: Launches, library: Path) -> None:
-    """If it fails: a closed tab leaves a process that nobody knows of."""
-    hook = "import os, time; os.register_at_fork(after_in_child=lambda: time.sleep(0.5))"
-    write(library / "mine.py", NO_SPARE + hook)
-    warm(launches)
-    from .driver import launch_parameters
-
-    number = launches.bridge.send(
-        "launch", **launch_parameters(ARGV, "early", prefork=True, **launches.parameters)
-    )
-    time.sleep(0.3)
-    launches.bridge.request("cancel", kernel_id="early", generation=1)
-    with pytest.raises(ListenerError):
-        launches.bridge.reply(number)
-    until(lambda: not kernels("early"))
-    assert launches.why() == ""
-
-
-@pytest.mark.parametrize("stopped", [False, True])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_templates_end_with_their_listener_and_kernels_do_not(
-    launches: Launches, home: Path, number: signal.Signals, stopped: bool
-) -> None:
-    """If it fails: processes pile up on the host, or a kernel is lost with a process that it does not need."""
-    template = warm(launches)
-    reply = launches()
-    if stopped:
-        os.kill(template, signal.SIGSTOP)
-    os.kill(launches.bridge.welcome["pid"], number)
-    until(lambda: not lives(template))
-    assert printed(reply, "print(1)") == "1"
-    successor = Bridge(home)
-    (status,) = [s for s in successor.welcome["kernels"] if s["kernel_id"] == reply["kernel_id"]]
-    assert (status["state"], status["pid"], status["prefork"]["used"]) == ("running", reply["pid"], True)
-    again = Launches(successor)
-    assert warm(again) != template
-    assert again.why() == ""
-    successor.close()
-
-
-def test_an_unused_template_leaves(home: Path) -> None:
-    """If it fails: 60 MB for each environment stay taken on a host where nobody starts anything."""
-    with changed_listener(home, "housekeeping.IDLE_EXIT = 1.0"):
-        launches = Launches(Bridge(home), prefork_idle=3)
-        template = warm(launches)
-        assert launches.why() == ""
-        began = time.monotonic()
-        until(lambda: not lives(template), 15)
-        assert time.monotonic() - began > 1.5
-        assert launches.why() == NO_TEMPLATE
-        launches.bridge.close()
-
-
-def test_a_user_has_few_templates_and_the_least_used_one_goes(home: Path) -> None:
-    """If it fails: whoever varies an option fills the host's memory."""
-    with changed_listener(home, "import prefork; prefork.MOST = 2"):
-        launches = Launches(Bridge(home))
-        found = [warm_kind(launches, "1"), warm_kind(launches, "2")]
-        assert launches.why(spec_env={"OMP_NUM_THREADS": "1"}) == ""
-        found.append(warm_kind(launches, "3"))
-        until(lambda: not lives(found[1]))
-        assert sorted(templates(launches.bridge)) == sorted([found[0], found[2]])
-        launches.bridge.close()
-
-
-def warm_kind(launches: Launches, threads: str) -> int:
-    before = templates(launches.bridge)
-    assert launches.why(spec_env={"OMP_NUM_THREADS": threads}) == NO_TEMPLATE
-    (pid,) = until(lambda: set(templates(launches.bridge)) - set(before))
-    until(lambda: template_is_ready(launches.bridge) == pid)
-    return int(pid)
-
-
-def test_the_record_of_an_older_listener_is_read(launches: Launches, home: Path) -> None:
-    """If it fails: an upgrade of the server loses the kernels that run."""
-    reply = launches(prefork=False)
-    os.kill(launches.bridge.welcome["pid"], signal.SIGKILL)
-    (record,) = Path(launches.bridge.welcome["directory"]).glob("*/record")
-    values = json.loads(record.read_text())
-    del values["prefork"]
-    record.write_text(json.dumps(values))
-    successor = Bridge(home)
-    assert [status["pid"] for status in successor.welcome["kernels"]] == [reply["pid"]]
-    successor.close()

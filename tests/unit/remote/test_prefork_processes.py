@@ -1,0 +1,243 @@
+"""What becomes of templates and of the forks that wait, and of launches when these fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from .driver import Bridge, ListenerError, changed_listener, lives, until
+from .forks import (
+    ARGV,
+    NO_SPARE,
+    NO_TEMPLATE,
+    Launches,
+    kernels,
+    printed,
+    spare_is_ready,
+    template_is_ready,
+    templates,
+    warm,
+    write,
+)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other platform: only Linux forks kernels")
+
+# --- the fork that waits ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_launch_takes_the_fork_that_waits_and_another_one_is_made(launches: Launches) -> None:
+    """If it fails: each launch waits for a fork, which may take as long as all the rest of it on the host."""
+    cold = launches()
+    template_is_ready(launches.bridge)
+    for _ in range(2):
+        spare = spare_is_ready(launches.bridge)
+        reply = launches()
+        assert (reply["prefork"]["used"], reply["pid"]) == (True, spare)
+        assert Path(f"/proc/{spare}/comm").read_text() == Path(f"/proc/{cold['pid']}/comm").read_text()
+        code = "import os, sys; print(os.getsid(0) == os.getpid(), sorted(os.listdir('/proc/self/fd'), key=int)[:3])"
+        assert printed(reply, code) == "True ['0', '1', '2']"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_fork_that_is_killed_or_stopped_while_it_waits_costs_nothing(
+    launches: Launches, number: signal.Signals
+) -> None:
+    """If it fails: a launch hangs with a process that nobody knows of, or is cold."""
+    warm(launches)
+    spare = spare_is_ready(launches.bridge)
+    os.kill(spare, number)
+    reply = launches()
+    assert reply["prefork"]["used"]
+    assert reply["pid"] != spare
+    until(lambda: not lives(spare))
+    assert printed(reply, "print(1)") == "1"
+    assert spare_is_ready(launches.bridge) not in (spare, reply["pid"])
+
+
+@pytest.mark.parametrize("who", ["template", "listener"])
+def test_the_fork_that_waits_leaves_with_its_template(launches: Launches, who: str) -> None:
+    """If it fails: processes pile up on the host."""
+    template = warm(launches)
+    spare = spare_is_ready(launches.bridge)
+    os.kill(template if who == "template" else launches.bridge.welcome["pid"], signal.SIGKILL)
+    until(lambda: not lives(template) and not lives(spare))
+
+
+def test_an_upgrade_after_the_fork_is_seen(launches: Launches, library: Path) -> None:
+    """If it fails: the one that waited has the old package."""
+    warm(launches)
+    spare = spare_is_ready(launches.bridge)
+    write(library / "mine.py", "x = 12")
+    reply = launches()
+    assert reply["prefork"] == {"used": False, "why": f"{library}/mine.py has changed"}
+    until(lambda: not lives(spare))
+    assert kernels(reply["kernel_id"]) == [reply["pid"]]
+
+
+def test_limits_of_the_fork_that_waits_count(launches: Launches) -> None:
+    """If it fails: a kernel that was forked before has the limits of before."""
+    warm(launches)
+    spare = spare_is_ready(launches.bridge)
+    soft, hard = resource.prlimit(spare, resource.RLIMIT_NOFILE)
+    resource.prlimit(spare, resource.RLIMIT_NOFILE, (soft // 2, hard))
+    reply = launches()
+    assert reply["prefork"]["why"].startswith("limits of the process that was forked for it")
+    until(lambda: not lives(spare))
+    assert kernels(reply["kernel_id"]) == [reply["pid"]]
+
+
+def test_a_burst_takes_the_one_that_waits_first(launches: Launches) -> None:
+    """If it fails: a second launch waits until another spare is made, or takes the same one."""
+    warm(launches)
+    spare = spare_is_ready(launches.bridge)
+    from .driver import launch_parameters
+
+    numbers = [
+        launches.bridge.send("launch", **launch_parameters(ARGV, f"both{n}", prefork=True)) for n in range(3)
+    ]
+    pids = [launches.bridge.reply(number)["pid"] for number in numbers]
+    assert len(set(pids)) == 3
+    assert spare in pids
+
+
+# --- templates that fail -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_template_that_is_killed_or_stopped_fails_no_launch(launches: Launches) -> None:
+    """If it fails: one bad process makes every launch on the host fail, or wait."""
+    template = warm(launches)
+    first = launches()
+    os.kill(template, signal.SIGKILL)
+    second = launches()
+    assert not second["prefork"]["used"]
+    assert lives(first["pid"])
+    template = template_is_ready(launches.bridge)
+    os.kill(template, signal.SIGSTOP)
+    began = time.monotonic()
+    third = launches()
+    assert time.monotonic() - began < 5
+    assert third["prefork"]["why"] in ("it is stopped", "it does not answer")
+    until(lambda: not lives(template))
+    for reply in (first, second, third):
+        assert kernels(reply["kernel_id"]) == [reply["pid"]]
+
+
+def test_a_template_that_hangs_costs_two_seconds_once_and_no_kernel_runs_twice(
+    launches: Launches, library: Path
+) -> None:
+    """If it fails: a launch hangs with the template, or the kernel comes twice when the template goes on."""
+    write(
+        library / "mine.py",
+        "import os, time; os.register_at_fork(before=lambda: time.sleep(600) if len(os.listdir('/proc/self/fd')) > 5 else None)",
+    )
+    template = warm(launches)
+    began = time.monotonic()
+    reply = launches()
+    assert 1.5 < time.monotonic() - began < 5
+    assert reply["prefork"] == {"used": False, "why": "it does not answer"}
+    assert not lives(template)
+    assert kernels(reply["kernel_id"]) == [reply["pid"]]
+
+
+def test_a_kernel_whose_template_died_at_its_birth_never_wakes(launches: Launches, library: Path) -> None:
+    """If it fails: the launch that fell back has two kernels of one id, which answer in turn."""
+    hook = "def hook():\n    if os.getppid() != me: os.kill(me, signal.SIGKILL)\nos.register_at_fork(after_in_child=hook)"
+    write(library / "mine.py", f"import os, signal\nme = os.getpid()\n{hook}")
+    warm(launches)
+    reply = launches()
+    assert not reply["prefork"]["used"]
+    until(lambda: kernels(reply["kernel_id"]) == [reply["pid"]])
+    assert printed(reply, "import os; print(os.getpid())") == str(reply["pid"])
+
+
+def test_a_launch_that_is_cancelled_leaves_no_fork(launches: Launches, library: Path) -> None:
+    """If it fails: a closed tab leaves a process that nobody knows of."""
+    hook = "import os, time; os.register_at_fork(after_in_child=lambda: time.sleep(0.5))"
+    write(library / "mine.py", NO_SPARE + hook)
+    warm(launches)
+    from .driver import launch_parameters
+
+    number = launches.bridge.send(
+        "launch", **launch_parameters(ARGV, "early", prefork=True, **launches.parameters)
+    )
+    time.sleep(0.3)
+    launches.bridge.request("cancel", kernel_id="early", generation=1)
+    with pytest.raises(ListenerError):
+        launches.bridge.reply(number)
+    until(lambda: not kernels("early"))
+    assert launches.why() == ""
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_templates_end_with_their_listener_and_kernels_do_not(
+    launches: Launches, home: Path, number: signal.Signals, stopped: bool
+) -> None:
+    """If it fails: processes pile up on the host, or a kernel is lost with a process that it does not need."""
+    template = warm(launches)
+    reply = launches()
+    if stopped:
+        os.kill(template, signal.SIGSTOP)
+    os.kill(launches.bridge.welcome["pid"], number)
+    until(lambda: not lives(template))
+    assert printed(reply, "print(1)") == "1"
+    successor = Bridge(home)
+    (status,) = [s for s in successor.welcome["kernels"] if s["kernel_id"] == reply["kernel_id"]]
+    assert (status["state"], status["pid"], status["prefork"]["used"]) == ("running", reply["pid"], True)
+    again = Launches(successor)
+    assert warm(again) != template
+    assert again.why() == ""
+    successor.close()
+
+
+def test_an_unused_template_leaves(home: Path) -> None:
+    """If it fails: 60 MB for each environment stay taken on a host where nobody starts anything."""
+    with changed_listener(home, "housekeeping.IDLE_EXIT = 1.0"):
+        launches = Launches(Bridge(home), prefork_idle=3)
+        template = warm(launches)
+        assert launches.why() == ""
+        began = time.monotonic()
+        until(lambda: not lives(template), 15)
+        assert time.monotonic() - began > 1.5
+        assert launches.why() == NO_TEMPLATE
+        launches.bridge.close()
+
+
+def test_a_user_has_few_templates_and_the_least_used_one_goes(home: Path) -> None:
+    """If it fails: whoever varies an option fills the host's memory."""
+    with changed_listener(home, "import prefork; prefork.MOST = 2"):
+        launches = Launches(Bridge(home))
+        found = [warm_kind(launches, "1"), warm_kind(launches, "2")]
+        assert launches.why(spec_env={"OMP_NUM_THREADS": "1"}) == ""
+        found.append(warm_kind(launches, "3"))
+        until(lambda: not lives(found[1]))
+        assert sorted(templates(launches.bridge)) == sorted([found[0], found[2]])
+        launches.bridge.close()
+
+
+def warm_kind(launches: Launches, threads: str) -> int:
+    before = templates(launches.bridge)
+    assert launches.why(spec_env={"OMP_NUM_THREADS": threads}) == NO_TEMPLATE
+    (pid,) = until(lambda: set(templates(launches.bridge)) - set(before))
+    until(lambda: template_is_ready(launches.bridge) == pid)
+    return int(pid)
+
+
+def test_the_record_of_an_older_listener_is_read(launches: Launches, home: Path) -> None:
+    """If it fails: an upgrade of the server loses the kernels that run."""
+    reply = launches(prefork=False)
+    os.kill(launches.bridge.welcome["pid"], signal.SIGKILL)
+    (record,) = Path(launches.bridge.welcome["directory"]).glob("*/record")
+    values = json.loads(record.read_text())
+    del values["prefork"]
+    record.write_text(json.dumps(values))
+    successor = Bridge(home)
+    assert [status["pid"] for status in successor.welcome["kernels"]] == [reply["pid"]]
+    successor.close()
