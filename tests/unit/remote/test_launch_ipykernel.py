@@ -159,3 +159,47 @@ def test_help_names_every_option_of_the_page() -> None:
         "spark-context-initialization-mode",
     ):
         assert f"--{option}" in text
+
+
+ARGUMENTS = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import launch_ipykernel
+from ipykernel.kernelapp import IPKernelApp
+own, all = launch_ipykernel.application_class()(), launch_ipykernel.application_class()()
+own.parse_command_line(sys.argv[2:])
+IPKernelApp.parse_command_line(all, sys.argv[2:])
+names = ("argv", "extra_args", "cli_config", "config", "connection_file", "subapp", "log_level")
+print(json.dumps([{name: [type(getattr(each, name)).__name__, repr(getattr(each, name))] for name in names} for each in (own, all)]))
+"""
+
+
+@pytest.mark.parametrize("more", [[], ["--HistoryManager.enabled=False"], ["--debug"], ["--", "x.py"]])
+def test_arguments_mean_what_they_mean_to_a_kernel_application(more: list[str]) -> None:
+    """If it fails: a kernel of ours has another configuration than Jupyter's own with the same arguments."""
+    argv = [sys.executable, "-c", ARGUMENTS, str(LAUNCHER.parent), "-f", "/some/where.json", *more]
+    own, everything = json.loads(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
+    assert own == everything
+    assert own["connection_file"] == ["str", "'/some/where.json'"]
+
+
+EARLY = """
+import gc, sys
+sys.path.insert(0, sys.argv[1])
+import launch_ipykernel
+launch_ipykernel.import_early("ipykernel.ipkernel.IPythonKernel")
+from ipykernel.kernelapp import IPKernelApp
+from traitlets.config import Application
+before = IPKernelApp.__subclasses__()
+print(len(before), before == [launch_ipykernel.application_class()], any(isinstance(each, Application) for each in gc.get_objects()))
+"""
+
+
+def test_forked_kernels_find_their_application_made_but_no_instance_of_it() -> None:
+    """If it fails: each forked kernel makes a class of a hundred traits anew, or all share one application."""
+    argv = [sys.executable, "-c", EARLY, str(LAUNCHER.parent)]
+    assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split() == [
+        "1",
+        "True",
+        "False",
+    ]
