@@ -153,8 +153,11 @@ class DistributedProvisioner(SettingsTraits, KernelProvisionerBase):  # type: ig
     # --- life ---------------------------------------------------------------------------------------------------------------
 
     async def poll(self) -> int | None:
-        """None while the kernel runs, or cannot be asked; else its exit status. Answers from memory."""
-        return self._kernel.poll() if self._has_process else 0
+        """None while the kernel runs, or cannot be asked; else its exit status. Answers from memory.
+
+        Asks nobody, but waits for the end that a shutdown request has asked for: whoever asks here would sleep longer than that.
+        """
+        return await self._kernel.poll_at_end() if self._has_process else 0
 
     async def wait(self) -> int | None:
         """Return the exit status, when the kernel has exited."""
@@ -172,7 +175,7 @@ class DistributedProvisioner(SettingsTraits, KernelProvisionerBase):  # type: ig
             return
         shutting_down = self._manager.shutting_down
         if shutting_down:
-            await self._kernel.shutdown_requested()
+            await self._kernel.about_to_end()
         try:
             await _translated(self._kernel.send_signal(signum))
         except HostError as error:

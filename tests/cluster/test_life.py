@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.ioloop.manager import AsyncIOLoopKernelManager
-from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.manager import AsyncKernelManager, KernelManager
+from jupyter_client.multikernelmanager import AsyncMultiKernelManager
 from tests.cluster.real_kernels import (
     host_of,
     kernels_on,
@@ -181,10 +182,90 @@ async def test_a_kernel_that_ignores_everything_is_killed_with_its_children(clus
     process = next(p for p in cluster["host1"].processes() if "launch_ipykernel" in p.command)
     cluster["host1"].run("kill", "-STOP", str(process.pid))
     client.stop_channels()
+    begun = time.monotonic()
     await asyncio.wait_for(manager.shutdown_kernel(), 15)
+    assert time.monotonic() - begun < 3, "shutdown_wait_time is a second"
     assert not [
         p for p in cluster["host1"].processes() if "sleep 63" in p.command or "launch_ipykernel" in p.command
     ]
+
+
+LAST_WORDS = """
+import atexit
+atexit.register(lambda: print("last words", "." * 3_000_000, "really", flush=True))
+"""
+
+
+@pytest.mark.parametrize("restart", [True, False])
+async def test_what_a_kernel_says_at_its_end_reaches_who_still_listens(
+    cluster: Cluster, restart: bool
+) -> None:
+    """If it fails: what an exit handler reports is cut off, where its host is far away and the end is seen before the words."""
+    async with running(write_spec()) as (manager, client):
+        await run(client, LAST_WORDS)
+        cluster["host1"].delay(20)
+        try:
+            await (manager.restart_kernel() if restart else manager.shutdown_kernel())
+            said = ""
+            while not said.endswith("really\n"):
+                message = await client.get_iopub_msg(timeout=10)
+                said += message["content"].get("text", "")
+        finally:
+            cluster["host1"].delay(0)
+        assert said.startswith("last words")
+
+
+async def test_what_exit_handlers_do_is_done_before_the_next_kernel_starts(cluster: Cluster) -> None:
+    """If it fails: a notebook that writes its state at exit, and reads it at its start, finds half of it."""
+    code = """
+import atexit, time
+def end():
+    time.sleep(0.7)
+    open("/tmp/state", "w").write("complete")
+atexit.register(end)
+"""
+    async with running(write_spec()) as (manager, client):
+        await run(client, code)
+        await manager.restart_kernel()
+        await client.wait_for_ready(timeout=20)
+        assert await run(client, "print(open('/tmp/state').read())") == "complete"
+
+
+async def test_the_end_that_was_asked_for_is_seen_when_it_comes(cluster: Cluster) -> None:
+    """If it fails: each orderly restart takes a tenth of a second longer, until Jupyter asks again."""
+    async with running(write_spec()) as (manager, _):
+        await manager.request_shutdown()
+        await asyncio.wait_for(manager.finish_shutdown(waittime=60, pollinterval=60), 10)
+        assert not manager.has_kernel
+
+
+def test_the_end_is_seen_in_synchronous_programs_too(cluster: Cluster) -> None:
+    """If it fails: as above, for programs whose loop runs during calls only."""
+    manager = KernelManager(kernel_name=write_spec())
+    manager.start_kernel()
+    manager.request_shutdown()
+    begun = time.monotonic()
+    manager.finish_shutdown(waittime=30, pollinterval=60)
+    assert time.monotonic() - begun < 10
+    assert not manager.has_kernel
+    manager.cleanup_resources()
+
+
+async def test_pending_kernels_restart_after_their_end(cluster: Cluster) -> None:
+    """If it fails: a server that does not wait for its kernels cannot restart them, or has two of one id."""
+    many = AsyncMultiKernelManager(use_pending_kernels=True)
+    kernel_id = await many.start_kernel(kernel_name=write_spec())
+    manager: Any = many.get_kernel(kernel_id)
+    await manager.ready
+    before = pid_of(manager)
+    await many.restart_kernel(kernel_id)
+    await manager.ready
+    assert pid_of(manager) != before
+    assert len(kernels_on(cluster["host1"])) == 1
+    await many.shutdown_kernel(kernel_id)
+    await manager.ready
+    await many.shutdown_all()
+    assert not kernels_on(cluster["host1"])
 
 
 # --- deaths --------------------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import logging
@@ -10,6 +11,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from distributed_provisioner import envelope, local_endpoints, persistence
 from distributed_provisioner.errors import ConfigurationError, ProtocolError
-from distributed_provisioner.kernel import RemoteKernel
+from distributed_provisioner.kernel import RemoteKernel, life
 from distributed_provisioner.kernel.reply import read_reply
 from distributed_provisioner.models import (
     CHANNELS,
@@ -217,6 +219,59 @@ def test_an_exit_is_told_as_subprocess_does(reason: ExitReason, code: int) -> No
     assert kernel.poll() == code
 
 
+def asked_to_end() -> RemoteKernel:
+    kernel = RemoteKernel("k", logging.getLogger(__name__))
+    kernel._life.state = KernelState.RUNNING
+    asyncio.run(kernel.shutdown_requested())
+    return kernel
+
+
+def test_a_poll_waits_for_the_end_that_was_asked_for() -> None:
+    """If it fails: each orderly shutdown takes as long as Jupyter sleeps between two questions."""
+    kernel = asked_to_end()
+    told = threading.Timer(0.2, lambda: kernel._life.exited(ExitReason(0, "exited"), ""))
+    told.start()  # as the I/O thread does
+    begun = time.monotonic()
+    assert asyncio.run(kernel.poll_at_end()) == 0
+    assert 0.15 < time.monotonic() - begun < 0.6
+    told.join()
+
+
+def test_a_poll_does_not_wait_longer_than_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it fails: a kernel that does not end keeps its server from asking for anything, or from killing it."""
+    monkeypatch.setattr(life, "END_EXPECTED", 0.2)
+    kernel = asked_to_end()
+    begun = time.monotonic()
+    assert asyncio.run(kernel.poll_at_end()) is None
+    assert 0.15 < time.monotonic() - begun < 0.6
+    assert min(_time(lambda: asyncio.run(kernel.poll_at_end())) for _ in range(3)) < 0.1
+
+
+def test_a_poll_that_waits_can_be_given_up() -> None:
+    """If it fails: `shutdown_wait_time` is not kept."""
+    kernel = asked_to_end()
+
+    async def ask() -> None:
+        await asyncio.wait_for(kernel.poll_at_end(), 0.1)
+
+    begun = time.monotonic()
+    with pytest.raises(asyncio.TimeoutError):
+        asyncio.run(ask())
+    assert time.monotonic() - begun < 0.6
+    kernel._life.exited(ExitReason(0, "exited"), "")
+    assert asyncio.run(kernel.poll_at_end()) == 0
+
+
+def test_nobody_waits_for_an_end_that_was_not_asked_for() -> None:
+    """If it fails: a restarter, which asks every three seconds, holds up its server; or a restarted kernel counts as about to end."""
+    kernel = RemoteKernel("k", logging.getLogger(__name__))
+    kernel._life.state = KernelState.RUNNING
+    assert _time(lambda: asyncio.run(kernel.poll_at_end())) < 0.5
+    kernel = asked_to_end()
+    kernel._life.start(Login())
+    assert _time(lambda: asyncio.run(kernel.poll_at_end())) < 0.5
+
+
 def test_its_repr_tells_its_state() -> None:
     """If it fails: logs do not say what a kernel is doing."""
     kernel = RemoteKernel("4f2a77889900", logging.getLogger(__name__))
@@ -226,11 +281,11 @@ def test_its_repr_tells_its_state() -> None:
 
 def test_generations_grow_over_processes() -> None:
     """If it fails: a kernel id that was used by an earlier server cannot be launched."""
-    life = RemoteKernel("k", logging.getLogger(__name__))._life
-    first, second = life.next_generation(), life.next_generation()
+    its_life = RemoteKernel("k", logging.getLogger(__name__))._life
+    first, second = its_life.next_generation(), its_life.next_generation()
     assert second > first > time.time() * 1000 - 60_000
-    life.generation = first + 10**12
-    assert life.next_generation() == first + 10**12 + 1
+    its_life.generation = first + 10**12
+    assert its_life.next_generation() == first + 10**12 + 1
 
 
 # --- replies ------------------------------------------------------------------------------------------------------------------------

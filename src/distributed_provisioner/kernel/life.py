@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 
 from ..kernel_log import Log, PrefixedLog
 from ..kernel_on_host import KernelOnHost
@@ -18,6 +19,8 @@ from ..ssh import KernelEvent
 from .launching import Launched
 from .near_ends import NearEnds
 
+END_EXPECTED = 1.0
+"""Seconds after a polite request within which its answer, the kernel's end, is waited for where it would else be asked for in turns."""
 _UNREACHABLE_END = (
     "ended when its host could not be reached: what is left of it is ended when the host is back"
 )
@@ -41,6 +44,8 @@ class KernelLife:
         self.login = Login()
         self.ending = False
         """Whether the kernel was asked to end, so that its end is no news."""
+        self.end_expected = 0.0
+        """`time.monotonic()` until which an end that was asked for is worth waiting for; 0: nobody has asked."""
         self.launching = False
         """Whether a launch is under way, which tells its caller what becomes of it."""
         self.held: Launched | None = None
@@ -58,7 +63,7 @@ class KernelLife:
     def start(self, login: Login) -> None:
         """It starts; from here those who wait for its end wait for this one's."""
         self.login = login
-        self.state, self.exit_reason = KernelState.STARTING, None
+        self.state, self.exit_reason, self.end_expected = KernelState.STARTING, None, 0.0
         self.ended = Ended()
 
     def next_generation(self) -> int:
@@ -166,6 +171,17 @@ class KernelLife:
         if self.process is not None and self.state is not KernelState.EXITED:
             self.on_host().end_later()
             self.exited(ExitReason(None, "unknown", _UNREACHABLE_END), "")
+
+    def expect_end(self) -> None:
+        """It was asked to end, and may do that by itself."""
+        self.ending, self.end_expected = True, time.monotonic() + END_EXPECTED
+
+    async def expected_end(self) -> None:
+        """Return when the end that was asked for has come; at once where none was asked for, or not of late. Any loop."""
+        seconds = self.end_expected - time.monotonic()
+        if seconds > 0 and self.state is not KernelState.EXITED:
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.ended.wait(), seconds)
 
     # --- for those who do something with it ------------------------------------------------------------------------------------
 

@@ -46,9 +46,12 @@ class NearEnds:
             self._timer = None
         return spare
 
-    async def close_spare(self) -> None:
+    async def close_spare(self, *, hear_out: bool = False) -> None:
+        """End the connections of clients; with `hear_out` once they have what the kernel said at its end."""
         spare = self.take_spare()
         if spare is not None:
+            if hear_out and spare.count:
+                await spare.finish("")
             await spare.close()
 
     async def _let_go(self, attachment: Attachment, why: str, log: Log) -> None:

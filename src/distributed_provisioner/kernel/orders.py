@@ -69,7 +69,7 @@ class Orders:
         await self.settle()
         if restart:
             return
-        await self._life.near_ends.close_spare()
+        await self._life.near_ends.close_spare(hear_out=bool(self._life.end_expected))
         if self._life.process is not None:
             self._life.to_forget = False
             await self._life.on_host().forget()

@@ -89,6 +89,12 @@ class RemoteKernel:
             return None
         return self.exit_reason.returncode if self.exit_reason else 0
 
+    async def poll_at_end(self) -> int | None:
+        """As `poll`; but if the kernel was asked to end within the last second, waits for its end, which is then seen when it comes."""
+        if self._life.end_expected:
+            await self._life.expected_end()
+        return self.poll()
+
     # --- what it is asked ------------------------------------------------------------------------------------------------------
 
     async def launch(self, request: LaunchRequest) -> Mapping[str, Any]:
@@ -116,7 +122,7 @@ class RemoteKernel:
 
     async def terminate(self) -> None:
         """SIGTERM to the process group. A kernel whose host cannot be reached counts as exited from here, and is ended later."""
-        self._life.ending = True
+        self._life.expect_end()
         if self.state is not KernelState.EXITED:
             await IOThread.current().run(self._orders.terminate())
 
@@ -126,11 +132,16 @@ class RemoteKernel:
         if self.state is not KernelState.EXITED:
             await IOThread.current().run(self._orders.end())
 
-    async def shutdown_requested(self) -> None:
-        """The kernel was asked over its own channels to end; that message gets nowhere when the host cannot be reached."""
+    async def about_to_end(self) -> None:
+        """It will be asked over its own channels to end; that message gets nowhere when the host cannot be reached."""
         self._life.ending = True
         if self.state is KernelState.UNREACHABLE:
             await self.kill()
+
+    async def shutdown_requested(self) -> None:
+        """As `about_to_end`, and that message is on its way."""
+        self._life.expect_end()
+        await self.about_to_end()
 
     async def wait(self) -> int | None:
         """Return the exit status when the kernel has exited."""

@@ -178,6 +178,13 @@ class Kernel:
             and start_time(self.kernel_pid) == self.kernel_start
         )
 
+    async def exit_seen(self, seconds: float) -> None:
+        """Return when the listener has seen its exit, or after `seconds`."""
+        if self.state != "exited":
+            if self.ending is None or self.ending.done():
+                self.ending = asyncio.get_event_loop().create_future()
+            await asyncio.wait([self.ending], timeout=seconds)
+
     async def wait_until_answering(self) -> None:
         """Return when all five sockets accept a connection."""
         waiting = [self.address(channel) for channel in CHANNELS]

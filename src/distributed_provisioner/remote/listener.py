@@ -159,18 +159,19 @@ class Listener:
                 known |= set(kernel.living(known).items())
                 await asyncio.sleep(0.02)
         left = kernel.living(known)
-        give_up = time.monotonic() + 5
+        give_up, pause = time.monotonic() + 5, 0.002
         while left and time.monotonic() < give_up:
             known |= set(left.items())
             kill_all(left, signal.SIGKILL)
-            await asyncio.sleep(0.01)
+            await kernel.exit_seen(0.01)
             left = kernel.living(known)
+            if left:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 0.05)
         if kernel.state != "exited" and kernel.pid and not os.path.isdir("/proc/self"):
             kill_group(kernel.pgid, signal.SIGKILL)
-        if kernel.state != "exited" and kernel.pid:
-            if kernel.ending is None:
-                kernel.ending = asyncio.get_event_loop().create_future()
-            await asyncio.wait([kernel.ending], timeout=2)
+        if kernel.pid:
+            await kernel.exit_seen(2)
 
     async def discard(self, kernel: Kernel, keep_log: bool, keep_relay: bool = False) -> None:
         """End what is left of a kernel and remove its files and its record; a relay that is kept keeps its socket.
