@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from ..traffic import portioned
 from .config import Target
 
 
@@ -39,8 +40,7 @@ class Proxy:
             raise
         finally:
             theirs.close()
-        ours.setblocking(False)
-        return cls(process, ours)
+        return cls(process, portioned(ours))
 
     async def last_words(self) -> None:
         """Give it a moment to say why it ended."""
@@ -79,7 +79,7 @@ async def open_socket(hop: Target, found: Sequence[tuple[Any, ...]]) -> socket.s
             # An address that is silent must not keep the next one from being tried.
             patience = None if number == len(found) - 1 else 2.0
             await asyncio.wait_for(loop.sock_connect(sock, (ip, hop.port, *rest)), patience)
-            return sock
+            return portioned(sock)
         except (OSError, asyncio.TimeoutError) as error:
             sock.close()
             if first is None and isinstance(error, OSError) and not isinstance(error, asyncio.TimeoutError):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import asyncssh
 
 from ..models import CHANNELS, KernelIdentity, RemoteProcess
-from ..traffic import Author, Bridge, NearEnd, Receiver, Writer
+from ..traffic import Author, Bridge, NearEnd, Receiver, Writer, portioned
 from .forward import Attachment, checked, in_thread
 from .line import Line
 
@@ -110,9 +111,7 @@ async def attach_relay(process: RemoteProcess, prefix: str, identity: KernelIden
 async def open_stream(line: Line, process: RemoteProcess, kernel_id: str, receiver: Receiver) -> Writer:
     """Raises asyncssh.Error, OSError, ProvisionerError."""
     if line.connection is None and line.forwards_paths:
-        loop = asyncio.get_running_loop()
-        _, protocol = await loop.create_unix_connection(lambda: _Socket(receiver), process.relay)
-        return protocol
+        return await _local_stream(process.relay, receiver)
     if line.connection is not None and line.forwards_paths:
         opening = line.connection.create_unix_connection(lambda: _Channel(receiver), process.relay)
         channel, session = await _closed_if_late(opening, lambda pair: pair[0].close())
@@ -122,6 +121,19 @@ async def open_stream(line: Line, process: RemoteProcess, kernel_id: str, receiv
     return await _closed_if_late(
         line.control.open_channel(kernel_id, process.generation, receiver), lambda writer: writer.close()
     )
+
+
+async def _local_stream(path: str, receiver: Receiver) -> Writer:
+    """Raises OSError."""
+    loop = asyncio.get_running_loop()
+    sock = portioned(socket.socket(socket.AF_UNIX))
+    try:
+        await loop.sock_connect(sock, path)
+        _, protocol = await loop.create_unix_connection(lambda: _Socket(receiver), sock=sock)
+    except BaseException:
+        sock.close()
+        raise
+    return protocol
 
 
 async def _closed_if_late(opening: Awaitable[T], close: Callable[[T], None]) -> T:

@@ -4,5 +4,6 @@ from .bridge import Bridge
 from .link import Opener, Receiver, Writer
 from .messages import Author
 from .near import NearEnd
+from .portions import portioned
 
-__all__ = ["Author", "Bridge", "NearEnd", "Opener", "Receiver", "Writer"]
+__all__ = ["Author", "Bridge", "NearEnd", "Opener", "Receiver", "Writer", "portioned"]

@@ -19,6 +19,10 @@ OPEN_TIMEOUT = 10.0
 SOON = 0.005
 """Seconds after which a quiet stream says what is done with. What a server had when it was killed and had not released comes twice, and
 what it had released but not yet written to a page is lost: this is what a message takes through a process whose threads take turns."""
+BUSY = 0.05
+"""Seconds between acknowledgments of a flood. Each one is two packets, whose writing lets other threads have Python in between."""
+FLOOD = 40
+"""Pieces since the last acknowledgment that make one."""
 MAX_RELEASED = 256
 
 _log = logging.getLogger(__name__)
@@ -102,6 +106,9 @@ class Link:
         self._ack_timer: asyncio.TimerHandle | None = None
         self._acknowledged = 0.0
         self._unacknowledged = 0
+        self._counted = 0
+        """How many pieces had come at the last acknowledgment."""
+        self._is_flood = False
 
     # --- the stream's life ----------------------------------------------------------------------------------------------------
 
@@ -289,7 +296,8 @@ class Link:
         if self._ack_timer is None:
             loop = asyncio.get_running_loop()
             is_quiet = loop.time() - self._acknowledged >= wire.ACK_SECONDS
-            self._ack_timer = loop.call_later(SOON if is_quiet else wire.ACK_SECONDS, self.acknowledge)
+            busy = BUSY if self._is_flood else wire.ACK_SECONDS
+            self._ack_timer = loop.call_later(SOON if is_quiet else busy, self.acknowledge)
 
     def acknowledge(self) -> None:
         """Say what has come and what is done with."""
@@ -298,6 +306,7 @@ class Link:
             self._ack_timer = None
         self._unacknowledged = 0
         self._acknowledged = asyncio.get_running_loop().time()
+        self._is_flood, self._counted = self.count - self._counted >= FLOOD, self.count
         stream = self._stream
         if stream is None or stream.writer is None or not self.is_up:
             return
