@@ -84,6 +84,7 @@ class Prefork:
         kernel.pid = kernel.pgid = kernel.kernel_pid = pid
         kernel.start = start
         kernel.prefork = {"used": True, "why": ""}
+        program.template = template
         os.write(gate, b"+")
         os.close(gate)
         return True
@@ -129,7 +130,9 @@ class Prefork:
     def prepare(self, program: Program) -> None:
         """Called after a launch that went well: the next one of its kind is to find a template."""
         kind = program.kind
-        if kind is not None and not program.kernel.prefork["used"]:
+        if program.template is not None:
+            program.template.started(program.kernel.pid)
+        elif kind is not None:
             asyncio.get_event_loop().call_later(AFTER, self.make, kind)
 
     def make(self, kind: Kind) -> None:

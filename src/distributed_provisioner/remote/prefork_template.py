@@ -7,6 +7,7 @@ what is large comes as a file descriptor) it is told
                                                       or {"refused": why, "again": whether another may do}
     each    {id, argv, environment, directory}     -> {id, pid, start} once a kernel waits at its gate, or {id, "why"}: then it leaves
             with two more file descriptors: the kernel's log, and its gate: a byte lets it go on, the end of the file ends it
+    or      {started: pid}                         of a kernel that has: what it has copied of the memory, a spare copies beforehand
 
 It leaves when the listener does. The rest of its own argv, and a variable of its environment, are room for what `ps` shows of the kernels.
 """
@@ -44,11 +45,14 @@ from prefork_child import (  # noqa: E402
     rename,
     start_time,
 )
+from prefork_pages import make_own, own_pages  # noqa: E402
 from prefork_watch import Watched, mapped_files, watched_environment, watched_files  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from prefork_pages import Ranges
 
 NAME = b"dp-prefork"
 QUIET = 0.3
@@ -73,6 +77,8 @@ class Template:
         self.launcher: types.ModuleType
         self.read: set[str] = set()
         self.spare: Spare | None = None
+        self.pages: Ranges = []
+        """What a spare makes its own beforehand."""
 
     def run(self) -> dict[str, Any]:
         """Returns in each kernel, with its order; the template itself never does."""
@@ -92,8 +98,13 @@ class Template:
             if self.spare is None and not readable(self.control, QUIET):
                 self.spare = Spare()
                 if self.spare.pid == 0:
+                    make_own(self.pages)
                     return self.forked(*receive(self.spare.control))
             order, fds = receive(self.control)
+            if "started" in order:
+                close_all(fds)
+                self.pages = own_pages(order["started"]) or self.pages
+                continue
             pid = self.take_spare(fds) or fork()
             if pid == 0:
                 return self.forked(order, fds)
@@ -235,7 +246,8 @@ def main() -> None:
         while place in sys.path:
             sys.path.remove(place)
         sys.path_importer_cache.pop(place, None)
-    del sys.modules["prefork_child"], sys.modules["prefork_watch"]
+    for name in ("prefork_child", "prefork_pages", "prefork_watch"):
+        del sys.modules[name]
     os.environ.pop(ROOM, None)
     end_with_parent()
     template = Template(socket.socket(fileno=int(sys.argv[1])))

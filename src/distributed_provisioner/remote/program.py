@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kernels import Kernel
     from places import Places
     from prefork_kind import Kind
+    from prefork_process import Template
 
 
 class Program:
@@ -32,6 +33,8 @@ class Program:
         self.notes: list[str] = []
         self.kind: Kind | None = None
         """Which template could fork it; None where none could."""
+        self.template: Template | None = None
+        """The one that has."""
 
     def uses_launcher(self) -> bool:
         return any("{response_address}" in item for item in self.request["argv"])

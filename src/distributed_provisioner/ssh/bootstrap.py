@@ -38,6 +38,7 @@ SOURCES = (
     "prefork_process.py",
     "prefork_template.py",
     "prefork_child.py",
+    "prefork_pages.py",
     "prefork_watch.py",
     "processes.py",
     "program.py",

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from .driver import Bridge, ListenerError, changed_listener, lives, until
+from .driver import REMOTE, Bridge, ListenerError, changed_listener, lives, until
 from .forks import (
     ARGV,
     NO_SPARE,
@@ -105,6 +108,89 @@ def test_a_burst_takes_the_one_that_waits_first(launches: Launches) -> None:
     pids = [launches.bridge.reply(number)["pid"] for number in numbers]
     assert len(set(pids)) == 3
     assert spare in pids
+
+
+# --- pages that every kernel copies -------------------------------------------------------------------------------------------------------
+
+COPIES_AHEAD = pytest.mark.skipif(
+    tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) < (5, 14),
+    reason="other platform: a Linux before 5.14 makes no copies of pages ahead",
+)
+
+
+def own_memory(pid: int) -> int:
+    """KB that no other process has."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(re.findall(r"Private_Dirty:\s*(\d+) kB", text)[0])
+
+
+@COPIES_AHEAD
+def test_a_spare_has_its_own_copies_of_what_every_kernel_writes_to(launches: Launches) -> None:
+    """If it fails: each launch waits for thousands of page faults, which are a third of a kernel's start."""
+    warm(launches)
+    first = own_memory(spare_is_ready(launches.bridge))
+    reply = launches()
+    assert reply["prefork"]["used"]
+    after = until(lambda: own_memory(spare_is_ready(launches.bridge)) > first + 4096)
+    assert after
+    assert own_memory(spare_is_ready(launches.bridge)) < own_memory(reply["pid"]) + 2048
+    again = launches()
+    assert printed(again, "import sys; print(len(sys.modules) > 500)") == "True"
+
+
+LOOK = """
+import ctypes, json, mmap, os, sys, prefork_pages as pages
+pages.MOST = int(sys.argv[1])
+memory = mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(15)  # no huge pages
+memory.write(b"x" * (1 << 20))
+first = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+here, there = os.pipe()
+
+def fork(work):
+    pid = os.fork()
+    if pid == 0:
+        work()
+        os.write(there, b"+")
+        while True:
+            os.read(here, 0) or __import__("signal").pause()
+    os.read(here, 1)
+    found = [(a - first, b - first) for a, b in pages.own_pages(pid) if first <= a < first + (1 << 20)]
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+    return found
+
+def write():
+    memory[0] = memory[5 * pages.SIZE] = memory[6 * pages.SIZE] = 1
+
+written = fork(write)
+ahead = fork(lambda: pages.make_own([(first + a, first + b) for a, b in written]))
+print(json.dumps([written, ahead, fork(lambda: None), pages.SIZE, memory[5 * pages.SIZE], pages.own_pages(1 << 30)]))
+"""
+
+
+def looked(most: int) -> list[Any]:
+    code = [sys.executable, "-c", LOOK, str(most)]
+    told = subprocess.run(
+        code, env={**os.environ, "PYTHONPATH": str(REMOTE)}, check=True, capture_output=True, text=True
+    )
+    found: list[Any] = json.loads(told.stdout)
+    return found
+
+
+@COPIES_AHEAD
+def test_copies_are_seen_and_made_page_by_page() -> None:
+    """If it fails: spares copy nothing, or all of their template's memory."""
+    written, ahead, untouched, size, value, nobody = looked(1 << 30)
+    assert written == [[0, size], [5 * size, 7 * size]]
+    assert ahead == written
+    assert untouched == nobody == []
+    assert value == ord("x")
+
+
+def test_a_kernel_that_has_copied_very_much_is_no_example() -> None:
+    """If it fails: one notebook that begins with large data makes each spare as large."""
+    assert looked(2 * os.sysconf("SC_PAGE_SIZE"))[:2] == [[], []]
 
 
 # --- templates that fail -----------------------------------------------------------------------------------------------------------------
