@@ -25,6 +25,8 @@ from distributed_provisioner.testing.namespaces import Cluster
 
 HOSTS = ("host1", "host2", "host3")
 USER = "jovyan"
+RELAY = "dp-relay"
+"""What a kernel's relay calls itself."""
 QUIET = "--log-level=ERROR"
 """Local kernels write to our terminal, for example that they listen on TCP."""
 REMOTE = Path(__file__).resolve().parents[1] / "src" / "distributed_provisioner" / "remote"
@@ -228,6 +230,11 @@ def precise_cpu_seconds(pid: int) -> float:
         return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
     except (OSError, ValueError, IndexError):
         return cpu_seconds(pid)
+
+
+def own_name(pid: int) -> str:
+    """What a process calls itself: a relay and a fork that waits have the command line of what they were forked from."""
+    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 def resident_megabytes(pid: int) -> float:

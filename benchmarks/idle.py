@@ -19,34 +19,52 @@ from benchmarks._command import Scale, main
 from benchmarks._kernels import Subject
 from benchmarks._numbers import Spread
 from benchmarks._report import Report, Row
-from benchmarks._world import HOSTS, MUTE, World, precise_cpu_seconds, resident_megabytes
+from benchmarks._world import (
+    HOSTS,
+    MUTE,
+    RELAY,
+    World,
+    own_name,
+    precise_cpu_seconds,
+    proportional_megabytes,
+    resident_megabytes,
+)
 
 TITLE = "idle kernels, as Jupyter Server keeps them (its restarter asks each of them every 3 s)"
 AT_ONCE = 10
 
 
 async def measure(world: World, scale: Scale, report: Report) -> None:
-    count, seconds = int(scale.pick(100, 12)), scale.pick(60, 5)
+    count, seconds = int(scale.pick(100, 12)), scale.pick(300, 5)
     bare = await server_share(min(seconds, 10))
     async with kernels(
         Subject("local stub", [world.stub("mute_local", program=MUTE)]), count, transport="ipc"
     ):
-        local = await server_share(seconds)
+        local = await server_share(min(seconds, 60))
     async with kernels(Subject("stub", [world.stub("mute_remote", HOSTS, MUTE)]), count):
-        listeners = [
-            process.outer_pid for host in world.cluster.hosts for process in host.processes()
+        names = {
+            process.outer_pid: own_name(process.outer_pid) for host in world.cluster.hosts for process in host.processes()
             if "server_listener.py serve" in process.command
-        ]  # fmt: skip
-        before, began = {pid: precise_cpu_seconds(pid) for pid in listeners}, time.monotonic()
+        }  # fmt: skip
+        relays = [pid for pid, name in names.items() if name == RELAY]
+        listeners = [pid for pid in names if pid not in relays]
+        before, began = {pid: precise_cpu_seconds(pid) for pid in names}, time.monotonic()
         server = await server_share(seconds)
         elapsed = time.monotonic() - began
-        shares = [(precise_cpu_seconds(pid) - before[pid]) / elapsed * 100 for pid in listeners]
+        shares = {pid: (precise_cpu_seconds(pid) - before[pid]) / elapsed * 100 for pid in names}
         memory = [resident_megabytes(pid) for pid in listeners]
+        relay_memory = Spread.of(proportional_megabytes(pid) for pid in relays)
     detail = f"over {elapsed:.0f} s; with as many local kernels {local:.2f} %, with none {bare:.2f} %"
     report.rows.append(Row(f"server with {count} idle kernels", server, "% of a core", 1.0, detail=detail))
     each = f"{count // len(listeners)} kernels each"
-    report.rows.append(Row.spread("listener, CPU", Spread.of(shares), "% of a core", 0.1, each))
+    report.rows.append(
+        Row.spread("listener, CPU", Spread.of(shares[pid] for pid in listeners), "% of a core", 0.1, each)
+    )
     report.rows.append(Row.spread("listener, resident memory", Spread.of(memory), "MB", 20.0, each))
+    report.rows.append(
+        Row.spread("a kernel's relay, CPU", Spread.of(shares[pid] for pid in relays), "% of a core")
+    )
+    report.rows.append(Row.spread("a kernel's relay, proportional memory (PSS)", relay_memory, "MB"))
     report.notes.append(
         "The kernels bind ZMQ sockets and sleep. Jupyter's own connection to each of them is open; no client is connected."
     )

@@ -14,13 +14,13 @@ from benchmarks._command import Scale, main
 from benchmarks._kernels import Running, Subject, checked, launch, subscribed, warm_templates, warm_up
 from benchmarks._numbers import Spread, paired_ratios
 from benchmarks._report import TIMES, Report, Row
-from benchmarks._world import USER, World, proportional_megabytes
+from benchmarks._world import RELAY, USER, World, own_name, proportional_megabytes
 from benchmarks.launch import cold_starts
 
 TITLE = "idle kernels on one host, with prefork and without"
 BUDGET = 0.6
 HOST = "host1"
-TEMPLATES, RELAY = ("dp-prefork", "dp-spare"), "dp-relay"
+TEMPLATES = ("dp-prefork", "dp-spare")
 """How these call themselves; the second is the fork that waits for the next launch."""
 SETTLING = 3.0
 """Seconds until what a launch and a cell leave to do is done."""
@@ -97,7 +97,7 @@ async def occupied(world: World, subject: Subject, count: int) -> Found:
 def processes(world: World) -> dict[int, str]:
     """What the user runs on the host, by the pid that it has here, with the name that it goes by."""
     return {
-        process.outer_pid: Path(f"/proc/{process.outer_pid}/comm").read_text().strip()
+        process.outer_pid: own_name(process.outer_pid)
         for process in world.cluster[HOST].processes(USER) if not process.is_sshd
     }  # fmt: skip
 
