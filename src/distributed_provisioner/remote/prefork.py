@@ -187,7 +187,7 @@ class Prefork:
 def differences(pid: int, umask: int) -> str:
     """What of this process a kernel that is forked from, or is, that one would not have; or ""."""
     here, there = situation("self", umask), situation(pid)
-    return ", ".join(name for name, value in here.items() if there[name] != value)
+    return ", ".join(name for name, value in here.items() if there.get(name) != value)
 
 
 def own_umask() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -21,17 +22,23 @@ if TYPE_CHECKING:
 
 ROOM = "DP_PREFORK_ROOM"
 SPARE = b"dp-spare"
+PATIENCE = 1.0
+"""Seconds that a spare may take from its order to its gate; less than the listener waits for its template."""
 
 
 def fork() -> int:
     """Fork a grandchild, whose parent is then the listener, its subreaper: it sees the exit of the kernel as that of any other.
 
-    Returns its pid; 0 in the grandchild.
+    Returns its pid; 0 in the grandchild. Raises OSError.
     """
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
-    child = os.fork()
+    try:
+        child = os.fork()
+    except OSError:
+        close_all((reader, writer))
+        raise
     if child == 0:
         try:
             kernel = os.fork()
@@ -47,7 +54,7 @@ def fork() -> int:
     os.close(reader)
     os.waitpid(child, 0)  # from here on the kernel is the listener's child
     if not text:
-        os._exit(1)  # there is no memory for another process; the listener sees that this one is gone
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     return int(text)
 
 
@@ -58,9 +65,14 @@ class Spare:
     """
 
     def __init__(self) -> None:
+        """Raises OSError."""
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.pid = fork()
-        """0 in the fork."""
+        with contextlib.ExitStack() as undone:
+            undone.callback(self.control.close)
+            undone.callback(theirs.close)
+            self.pid = fork()
+            """0 in the fork."""
+            undone.pop_all()
         if self.pid == 0:
             self.control, theirs = theirs, self.control
             rename(SPARE)
@@ -70,7 +82,8 @@ class Spare:
 
     def take(self, fds: list[int]) -> bool:
         """Hand an order on. False: it has none, and never will."""
-        with self.control:
+        with contextlib.ExitStack() as undone:
+            undone.callback(self.control.close)
             try:
                 if start_time(self.pid) != self.start:
                     return False
@@ -81,7 +94,20 @@ class Spare:
                 self.control.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)])
             except OSError:
                 return False
+            undone.pop_all()
         return True
+
+    def arrived(self) -> bool:
+        """Whether it is at its gate, as it should be at once. Else it is ended: it may have been stopped in the moment before."""
+        with self.control:
+            self.control.settimeout(PATIENCE)
+            with contextlib.suppress(OSError):
+                if self.control.recv(1):
+                    return True
+        if start_time(self.pid) == self.start:
+            with contextlib.suppress(OSError):
+                os.kill(self.pid, signal.SIGKILL)
+        return False
 
 
 def receive(control: socket.socket) -> tuple[dict[str, Any], list[int]]:
@@ -133,6 +159,9 @@ def become_kernel(
     time.tzset()
     renew()
     importlib.invalidate_caches()
+    if order["told"] is not None:
+        with order["told"] as told:
+            told.send(b"+")
     go = os.read(order["gate"], 1)
     os.close(order["gate"])
     if not go:

@@ -24,6 +24,8 @@ POPULATE_WRITE = 23
 """MADV_POPULATE_WRITE, Linux 5.14. An older one refuses it, and nothing is gained."""
 MOST = 24 << 20
 """Bytes: what is more than that is not what every kernel needs."""
+LARGEST_AREA = 1 << 30
+"""Bytes: a larger area of addresses is reserved for something, and takes long to look through."""
 
 
 def own_pages(pid: int) -> Ranges:
@@ -35,6 +37,8 @@ def own_pages(pid: int) -> Ranges:
         with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
             for area in areas:
                 first, last = (int(text, 16) for text in area.split("-"))
+                if last - first > LARGEST_AREA:
+                    continue
                 pagemap.seek(first // SIZE * 8)
                 entries = pagemap.read((last - first) // SIZE * 8)
                 for number, (entry,) in enumerate(struct.iter_unpack("=Q", entries)):

@@ -96,38 +96,59 @@ class Template:
         self.send({"ready": sorted(self.read)})
         while True:
             if self.spare is None and not readable(self.control, QUIET):
-                self.spare = Spare()
-                if self.spare.pid == 0:
-                    make_own(self.pages)
-                    return self.forked(*receive(self.spare.control))
+                own = self.make_spare()
+                if own is not None:
+                    return self.forked(*receive(own), own)
+            # Here it waits, also where no spare could be made: that is not tried again before the next order.
             order, fds = receive(self.control)
             if "started" in order:
                 close_all(fds)
                 self.pages = own_pages(order["started"]) or self.pages
                 continue
-            pid = self.take_spare(fds) or fork()
-            if pid == 0:
+            if self.fork_for(order, fds):
                 return self.forked(order, fds)
-            close_all(fds)
-            changed = self.watched.changed()  # while the kernel goes to its gate
-            if changed:
-                self.leave({"id": order["id"], "why": f"{changed} has changed"})
-            self.send({"id": order["id"], "pid": pid, "start": start_time(pid)})
+            del order
 
-    def forked(self, order: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        """In the fork: the order that is its own."""
-        self.control.close()
-        if self.spare is not None:
-            self.spare.control.close()
+    def make_spare(self) -> socket.socket | None:
+        """In the spare: its socket. Without the means for another process there is none."""
+        with contextlib.suppress(OSError):
+            self.spare = Spare()
+        if self.spare is None or self.spare.pid:
+            return None
+        self.control.close()  # the listener shall see the end of the template, not of its spare
+        make_own(self.pages)
+        return self.spare.control
+
+    def fork_for(self, order: dict[str, Any], fds: list[int]) -> bool:
+        """Have a kernel at its gate, and say so; leave where that must not be. Whether this is the kernel."""
+        spare, self.spare = self.spare, None
+        if spare is not None and not spare.take(fds):
+            spare = None
+        try:
+            pid = fork() if spare is None else spare.pid
+        except OSError as error:
+            self.leave({"id": order["id"], "why": f"it cannot fork: {error.strerror}"})
+        if pid == 0:
+            self.control.close()
+            return True
+        close_all(fds)
+        why = self.watched.changed()  # while the kernel goes to its gate
+        why = f"{why} has changed" if why else ""
+        if spare is not None and not spare.arrived():
+            why = why or "the fork that waited does not go on"
+        if why:
+            self.leave({"id": order["id"], "why": why})
+        self.send({"id": order["id"], "pid": pid, "start": start_time(pid)})
+        return False
+
+    def forked(
+        self, order: dict[str, Any], fds: list[int], told: socket.socket | None = None
+    ) -> dict[str, Any]:
+        """In the fork: the order that is its own. `told`: where it says that it is at its gate."""
         self.spare, self.watched = None, Watched()
         text, log, gate = fds
         os.close(text)
-        return dict(order, log=log, gate=gate)
-
-    def take_spare(self, fds: list[int]) -> int:
-        """The pid of the fork that waited, which has the order now; 0 where there is none, or it is of no use."""
-        spare, self.spare = self.spare, None
-        return spare.pid if spare is not None and spare.take(fds) else 0
+        return dict(order, log=log, gate=gate, told=told)
 
     def load(self, order: dict[str, Any]) -> None:
         self.watched = Watched()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ ARGV = [
     "--response-address",
     "{response_address}",
 ]
+WAITS = ("7", "47", "73", "212")
+"""Numbers of poll and recvmsg: x86, ARM."""
 NO_TEMPLATE = "there is no process yet that could fork it"
 
 
@@ -65,8 +68,9 @@ def forkers(bridge: Bridge) -> list[int]:
 
 
 def is_spare(pid: int) -> bool:
+    """Whether it was forked: templates lead sessions of their own."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().strip() == "dp-spare"
+        return os.getsid(pid) != pid
     return False
 
 
@@ -90,12 +94,11 @@ def template_is_ready(bridge: Bridge) -> int:
 
     def waiting() -> int:
         for pid in reversed(templates(bridge)):
-            names = Path(f"/proc/{pid}/comm").read_text(), Path(f"/proc/{pid}/wchan").read_text()
-            text = Path(f"/proc/{pid}/syscall").read_text().split()[0] if os.getuid() == 0 else ""
-            if names[0].strip() == "dp-prefork" and (
-                text in ("7", "47") or any(word in names[1] for word in ("poll", "recv", "unix"))
-            ):
-                return pid
+            with contextlib.suppress(OSError):
+                name, place = (Path(f"/proc/{pid}/{file}").read_text() for file in ("comm", "wchan"))
+                call = Path(f"/proc/{pid}/syscall").read_text().split()[0] if os.getuid() == 0 else ""
+                if name.strip() == "dp-prefork" and (call in WAITS or re.search("poll|recv|unix", place)):
+                    return pid
         return 0
 
     pid: int = until(waiting, 30)
