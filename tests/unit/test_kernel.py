@@ -233,17 +233,17 @@ def test_a_poll_waits_for_the_end_that_was_asked_for() -> None:
     told.start()  # as the I/O thread does
     begun = time.monotonic()
     assert asyncio.run(kernel.poll_at_end()) == 0
-    assert 0.15 < time.monotonic() - begun < 0.6
+    assert 0.1 < time.monotonic() - begun < 2
     told.join()
 
 
 def test_a_poll_does_not_wait_longer_than_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """If it fails: a kernel that does not end keeps its server from asking for anything, or from killing it."""
     monkeypatch.setattr(life, "END_EXPECTED", 0.2)
-    kernel = asked_to_end()
     begun = time.monotonic()
+    kernel = asked_to_end()
     assert asyncio.run(kernel.poll_at_end()) is None
-    assert 0.15 < time.monotonic() - begun < 0.6
+    assert 0.15 < time.monotonic() - begun < 2
     assert min(_time(lambda: asyncio.run(kernel.poll_at_end())) for _ in range(3)) < 0.1
 
 
@@ -257,7 +257,7 @@ def test_a_poll_that_waits_can_be_given_up() -> None:
     begun = time.monotonic()
     with pytest.raises(asyncio.TimeoutError):
         asyncio.run(ask())
-    assert time.monotonic() - begun < 0.6
+    assert time.monotonic() - begun < 0.9
     kernel._life.exited(ExitReason(0, "exited"), "")
     assert asyncio.run(kernel.poll_at_end()) == 0
 

@@ -50,9 +50,11 @@ class NearEnds:
         """End the connections of clients; with `hear_out` once they have what the kernel said at its end."""
         spare = self.take_spare()
         if spare is not None:
-            if hear_out and spare.count:
-                await spare.finish("")
-            await spare.close()
+            try:
+                if hear_out and spare.count:
+                    await spare.finish("")
+            finally:
+                await spare.close()
 
     async def _let_go(self, attachment: Attachment, why: str, log: Log) -> None:
         try:

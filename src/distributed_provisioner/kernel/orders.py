@@ -66,13 +66,16 @@ class Orders:
 
     async def clean(self, restart: bool) -> None:
         """Leave nothing of it; with `restart`, keep what the next launch needs to be like this one."""
+        life, process = self._life, self._life.process
         await self.settle()
         if restart:
             return
-        await self._life.near_ends.close_spare(hear_out=bool(self._life.end_expected))
-        if self._life.process is not None:
-            self._life.to_forget = False
-            await self._life.on_host().forget()
+        await life.near_ends.close_spare(hear_out=bool(life.end_expected))
+        if process is not None:
+            # Whoever was not waited for may have started the next one meanwhile.
+            if life.process is process:
+                life.to_forget = False
+            await life.on_host(process).forget()
 
     async def clean_to_the_end(self, restart: bool) -> None:
         """As `clean`, also when the caller is cancelled meanwhile."""
