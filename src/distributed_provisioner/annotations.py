@@ -79,7 +79,7 @@ class Annotations:
             try:
                 await kernel.annotate(news)
             except HostError:
-                await asyncio.sleep(pause)
+                await kernel.until_back(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
             except ProvisionerError as error:
                 self._log.debug("its host does not take annotations: %s", error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from .ssh import Connections, HostConnection
 
 ASK_TIMEOUT = 5.0
 """Seconds that a host gets to answer."""
+LOOK_INTERVAL = 0.1
 
 
 class KernelOnHost:
@@ -64,6 +66,14 @@ class KernelOnHost:
     async def annotate(self, values: Mapping[str, Any]) -> None:
         """Have the host keep these values (plain JSON) with the kernel; None removes one."""
         await self._ask("annotate", annotations=dict(values))
+
+    async def until_back(self, seconds: float) -> None:
+        """Wait for so long, or until the host is back if it is away now."""
+        before, until = self.connection.state, time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, LOOK_INTERVAL))
+            if before != "connected" and self.connection.state == "connected":
+                return
 
     async def log(self, limit: int) -> str:
         return str((await self._ask("log", limit=limit))["text"])

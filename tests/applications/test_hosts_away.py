@@ -126,6 +126,7 @@ def test_kernels_of_a_host_that_is_away_are_there_at_the_first_answer(
     assert wait_until(lambda: kernels(again)[kernel_id]["execution_state"] == "idle")
     assert is_back(again, kernel_id)
     assert sessions(again) == {kernel_id: "renamed.ipynb"}
+    time.sleep(1)  # the host is told of the name when it is back, not some time later
     kill(again)
     assert sessions(third := start_server()) == {kernel_id: "renamed.ipynb"}
     assert third.request("DELETE", f"/api/kernels/{kernel_id}")[0] == 204
