@@ -52,7 +52,7 @@ async def test_forked_kernels_share_their_memory(cluster: Cluster) -> None:
         name = write_spec(f"prefork-{prefork}".lower(), prefork=prefork)
         if prefork:
             await warm(name)
-        managers = [AsyncKernelManager(kernel_name=name) for _ in range(6)]
+        managers = [AsyncKernelManager(kernel_name=name) for _ in range(10)]
         for manager in managers:
             await manager.start_kernel()
             assert prefork_of(manager)["used"] is prefork
