@@ -118,8 +118,16 @@ def test_where_no_spare_can_be_made_kernels_are_forked_when_they_are_asked_for(
     launches: Launches, library: Path
 ) -> None:
     """If it fails: where processes are scarce a template ends 0.3 s after each launch, and costs its imports each time."""
-    refuse = "import os\nfork = os.fork\ndef refused():\n    if os.path.exists(os.path.dirname(__file__) + '.full'): raise BlockingIOError(11, 'no')\n"
-    write(library / "mine.py", refuse + "    return fork()\nos.fork = refused")
+    refuse = """
+import os
+fork, full = os.fork, os.path.dirname(__file__) + ".full"
+def refused():
+    if os.path.exists(full):
+        raise BlockingIOError(11, "no")
+    return fork()
+os.fork = refused
+"""
+    write(library / "mine.py", refuse)
     full = library.with_name("library.full")
     full.touch()
     template = warm(launches)
