@@ -25,8 +25,8 @@ from distributed_provisioner.testing.namespaces import Cluster
 
 HOSTS = ("host1", "host2", "host3")
 USER = "jovyan"
-RELAY = "dp-relay"
-"""What a kernel's relay calls itself."""
+RELAY, TEMPLATE, SPARE = "dp-relay", "dp-prefork", "dp-spare"
+"""What a kernel's relay, a template, and the fork that waits for the next launch call themselves."""
 QUIET = "--log-level=ERROR"
 """Local kernels write to our terminal, for example that they listen on TCP."""
 REMOTE = Path(__file__).resolve().parents[1] / "src" / "distributed_provisioner" / "remote"
@@ -140,6 +140,9 @@ class Processes:
     @classmethod
     def now(cls, world: World) -> Processes:
         on_hosts = {process.outer_pid for host in world.cluster.hosts for process in host.processes(USER)}
+        on_hosts = {
+            pid for pid in on_hosts if own_name(pid) != SPARE
+        }  # there is one, but not always the same
         # The hosts themselves are below this process, too.
         keeper = world.cluster.keeper_pid
         return cls(world, frozenset(on_hosts), frozenset(descent(os.getpid()) - descent(keeper)))
@@ -233,8 +236,10 @@ def precise_cpu_seconds(pid: int) -> float:
 
 
 def own_name(pid: int) -> str:
-    """What a process calls itself: a relay and a fork that waits have the command line of what they were forked from."""
-    return Path(f"/proc/{pid}/comm").read_text().strip()
+    """What a process calls itself ("" if it is gone): a relay and a spare have the command line of what they were forked from."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
 
 
 def resident_megabytes(pid: int) -> float:

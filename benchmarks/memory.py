@@ -14,14 +14,13 @@ from benchmarks._command import Scale, main
 from benchmarks._kernels import Running, Subject, checked, launch, subscribed, warm_templates, warm_up
 from benchmarks._numbers import Spread, paired_ratios
 from benchmarks._report import TIMES, Report, Row
-from benchmarks._world import RELAY, USER, World, own_name, proportional_megabytes
+from benchmarks._world import RELAY, SPARE, TEMPLATE, USER, World, own_name, proportional_megabytes
 from benchmarks.launch import cold_starts
 
 TITLE = "idle kernels on one host, with prefork and without"
 BUDGET = 0.6
 HOST = "host1"
-TEMPLATES = ("dp-prefork", "dp-spare")
-"""How these call themselves; the second is the fork that waits for the next launch."""
+TEMPLATES = (TEMPLATE, SPARE)
 SETTLING = 3.0
 """Seconds until what a launch and a cell leave to do is done."""
 
