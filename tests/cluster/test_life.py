@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.ioloop.manager import AsyncIOLoopKernelManager
 from jupyter_client.manager import AsyncKernelManager, KernelManager
@@ -21,6 +22,7 @@ from tests.cluster.real_kernels import (
     run,
     running,
     until,
+    warm,
     write_spec,
 )
 
@@ -512,3 +514,32 @@ async def test_a_kernel_is_found_again_by_another_provisioner(cluster: Cluster) 
     await until(lambda: state_of(manager) is KernelState.EXITED)
     await manager.shutdown_kernel(now=True)
     assert Connections.current() is not None
+
+
+async def test_a_shutdown_that_nobody_waits_for_does_not_end_the_next_kernel() -> None:
+    """If it fails: a kernel that is started while the last one's words are still heard out disappears a moment later."""
+    context = zmq.asyncio.Context()  # else the manager destroys its own when it is given up
+    name = write_spec()
+    await warm(name)  # the next one is there before all was heard
+    manager = AsyncKernelManager(kernel_name=name, context=context)
+    await manager.start_kernel()
+    client = manager.client()
+    client.start_channels()
+    await client.wait_for_ready(timeout=30)
+    kernel = provisioner_of(manager).kernel
+    ending = asyncio.ensure_future(manager.shutdown_kernel())
+    await until(lambda: kernel.state is KernelState.EXITED)
+    await asyncio.sleep(0.02)
+    ending.cancel()
+    with suppress(asyncio.CancelledError):
+        await ending
+    try:
+        await manager.start_kernel()
+        process = provisioner_of(manager).kernel.process
+        await asyncio.sleep(2.5)
+        assert await manager.is_alive()
+        assert provisioner_of(manager).kernel.process == process
+    finally:
+        client.stop_channels()
+        await manager.shutdown_kernel(now=True)
+        context.destroy(linger=0)

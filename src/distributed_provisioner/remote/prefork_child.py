@@ -160,7 +160,8 @@ def become_kernel(
     renew()
     importlib.invalidate_caches()
     if order["told"] is not None:
-        with order["told"] as told:
+        # Where the template is gone the gate is closed, too.
+        with order["told"] as told, contextlib.suppress(OSError):
             told.send(b"+")
     go = os.read(order["gate"], 1)
     os.close(order["gate"])
